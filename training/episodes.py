@@ -1,0 +1,242 @@
+"""Shards -> episodes: K support frames of a person and one target frame that is never among them.
+
+An episode already holds what the generator is conditioned on: which reference stands in slot A and which ones serve the
+rest, the eyes and the mouth, chosen by the rule of the live renderer (`engine.geometry.misfit`) or, now and then, by
+chance, so that the network learns to distrust a reference that does not fit.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import tarfile
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import IterableDataset
+
+from engine import geometry
+from engine.frames import Image, Points
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Shot:
+    """One kept frame, still compressed."""
+
+    clip: str
+    number: int
+    jpeg: bytes
+    matte_png: bytes
+    points: Points
+
+    def rgb(self) -> Image:
+        return cv2.cvtColor(cv2.imdecode(np.frombuffer(self.jpeg, np.uint8), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+
+    def matte(self, size_px: int) -> NDArray[np.uint8]:
+        matte = cv2.imdecode(np.frombuffer(self.matte_png, np.uint8), cv2.IMREAD_GRAYSCALE)
+        return cv2.resize(matte, (size_px, size_px), interpolation=cv2.INTER_LINEAR)
+
+
+def load_shards(folder: Path, split: str) -> dict[str, dict[str, list[Shot]]]:
+    """person -> clip -> its shots in order. Raises `ValueError` when the folder has no shard of that split."""
+    people: dict[str, dict[str, list[Shot]]] = defaultdict(dict)
+    for path in sorted(folder.glob("*.tar")):
+        with tarfile.open(path) as tar:
+            parts = {member.name: member for member in tar.getmembers()}
+
+            def read(name: str, tar: tarfile.TarFile = tar, parts: dict[str, tarfile.TarInfo] = parts) -> bytes:
+                content = tar.extractfile(parts[name])
+                assert content is not None
+                return content.read()
+
+            about = json.loads(read("clip.json"))
+            if about["split"] != split:
+                continue
+            shots = []
+            for name in sorted(parts):
+                if name.endswith(".jpg"):
+                    stem = name[:-4]
+                    points = np.load(io.BytesIO(read(stem + ".npy")), allow_pickle=False)
+                    shots.append(Shot(path.stem, int(stem), read(name), read(stem + ".png"), points))
+            if shots:
+                people[about["person"]][path.stem] = shots
+    if not people:
+        raise ValueError(f"{folder} holds no shard of the split {split!r}: run python -m training.prepare first")
+    return dict(people)
+
+
+@dataclass(slots=True)
+class Sample:
+    """One episode, tensors without a batch dimension; S = 256, shapes as `LiveGenerator.forward` names them."""
+
+    target: Tensor
+    """`[4, S, S]`: RGB in -1..1 and matte in 0..1."""
+    pictures: Tensor
+    """`[4, 4, S, S]`: slot A, then rest, eyes, mouth."""
+    rasters: Tensor
+    """`[4, 3, S/2, S/2]`, of the same references."""
+    raster: Tensor
+    grids: Tensor
+    tile: Tensor
+    detail: Tensor
+    background: Tensor
+    """`[]`: 1 when target and slot A share a background that stands still, else near 0."""
+    focus: Tensor
+    """`[1, S, S]`: 1 on eyes and mouth of the target."""
+
+
+def collate(samples: list[Sample]) -> Sample:
+    return Sample(**{name: torch.stack([getattr(sample, name) for sample in samples]) for name in Sample.__slots__})
+
+
+def picture_tensor(rgb: Image, matte: NDArray[np.uint8]) -> Tensor:
+    """-> `[4, S, S]`: RGB in -1..1 and matte in 0..1."""
+    stacked = np.dstack([rgb.astype(np.float32) / 127.5 - 1, matte.astype(np.float32) / 255])
+    return torch.from_numpy(np.ascontiguousarray(stacked.transpose(2, 0, 1)))
+
+
+def raster_tensor(raster: NDArray[np.uint8]) -> Tensor:
+    """`[h, h, 3]` uint8 -> `[3, h, h]` in 0..1."""
+    return torch.from_numpy(np.ascontiguousarray(raster.transpose(2, 0, 1)).astype(np.float32) / 255)
+
+
+def conditioning_tensors(conditioning: geometry.Conditioning) -> dict[str, Tensor]:
+    """What `LiveGenerator.forward` takes per frame, without a batch dimension."""
+    return {
+        "raster": raster_tensor(conditioning.raster),
+        "grids": torch.from_numpy(conditioning.grids),
+        "tile": torch.from_numpy(conditioning.tile),
+        "detail": torch.from_numpy(conditioning.detail)[None],
+    }
+
+
+def _similarity(rng: np.random.Generator, scale: float, shift: float, turn_deg: float, size_px: int) -> NDArray[np.float32]:
+    """A random similarity about the picture's centre, `[2, 3]`, in pixels."""
+    factor = float(np.exp(rng.uniform(-scale, scale)))
+    matrix = cv2.getRotationMatrix2D((size_px / 2, size_px / 2), float(rng.uniform(-turn_deg, turn_deg)), factor)
+    matrix[:, 2] += rng.uniform(-shift, shift, 2) * size_px
+    return matrix.astype(np.float32)
+
+
+def _moved(
+    rgb: Image, matte: NDArray[np.uint8], points: Points, matrix: NDArray[np.float32]
+) -> tuple[Image, NDArray[np.uint8], Points]:
+    size = (rgb.shape[1], rgb.shape[0])
+    points = points.copy()
+    points[:, :2] = points[:, :2] @ matrix[:, :2].T + matrix[:, 2]
+    points[:, 2] *= float(np.sqrt(abs(np.linalg.det(matrix[:, :2]))))
+    pixel = matrix.copy()
+    pixel[:, 2] += matrix[:, :2] @ np.float32([0.5, 0.5]) - 0.5
+    rgb = cv2.warpAffine(rgb, pixel, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
+    matte = cv2.warpAffine(matte, pixel, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
+    return rgb, matte, points
+
+
+def choose(
+    target: dict[str, NDArray[np.float32]], references: list[dict[str, NDArray[np.float32]]]
+) -> NDArray[np.int64]:
+    """The reference that fits each zone best, `[3]` in the order of `geometry.ZONES`."""
+    return np.stack([geometry.misfit(target, reference) for reference in references]).argmin(0)
+
+
+class Episodes(IterableDataset[Sample]):
+    """An endless stream of episodes; every worker and rank draws from a generator of its own seed."""
+
+    def __init__(
+        self, people: dict[str, dict[str, list[Shot]]], shots: int = 8, size_px: int = 256, seed: int = 0, augment: bool = True
+    ) -> None:
+        self.people = {person: clips for person, clips in people.items() if sum(map(len, clips.values())) > 1}
+        self.names = sorted(self.people)
+        frames = np.array([sum(map(len, self.people[name].values())) for name in self.names], np.float64)
+        self.odds = np.sqrt(frames) / np.sqrt(frames).sum()
+        self.shots, self.size_px, self.seed, self.augment = shots, size_px, seed, augment
+
+    def __iter__(self) -> Iterator[Sample]:
+        worker = torch.utils.data.get_worker_info()
+        rng = np.random.default_rng([self.seed, worker.id if worker else 0])
+        cv2.setNumThreads(1)
+        while True:
+            yield self.draw(rng)
+
+    def draw(self, rng: np.random.Generator) -> Sample:
+        clips = self.people[self.names[rng.choice(len(self.names), p=self.odds)]]
+        names = sorted(clips)
+        lengths = np.array([len(clips[name]) for name in names], np.float64)
+        home = names[rng.choice(len(names), p=lengths / lengths.sum())]
+        target = clips[home][rng.integers(len(clips[home]))]
+        pool = [shot for shot in clips[home] if shot is not target]
+        others = [shot for name in names if name != home for shot in clips[name]]
+        if others and (not pool or rng.random() < 0.2):
+            pool = others
+        # Neighbours in time would make it too easy: leave them out while enough others remain.
+        distant = [shot for shot in pool if shot.clip != target.clip or abs(shot.number - target.number) > 12]
+        pool = distant if len(distant) >= 2 else pool
+        support = [pool[index] for index in rng.permutation(len(pool))[: self.shots]]
+        return self.episode(target, support, rng)
+
+    def episode(self, target: Shot, support: list[Shot], rng: np.random.Generator) -> Sample:
+        wanted = geometry.describe(target.points)
+        offered = [geometry.describe(shot.points) for shot in support]
+        best = choose(wanted, offered)
+        random = rng.integers(len(support), size=3)
+        zones = np.where(rng.random(3) < 0.8, best, random)
+        frontal = int(np.argmin([np.linalg.norm(one["rest"]) for one in offered]))
+        slot_a = int(rng.choice([frontal, best[0], random[0]], p=[0.4, 0.3, 0.3]))
+        fade = np.ones(3, np.float32)
+        if rng.random() < 0.3:
+            fade = (rng.random(3) * rng.integers(0, 2, 3)).astype(np.float32)
+        chosen = [support[slot_a], *(support[index] for index in zones)]
+
+        size = self.size_px
+        together = np.eye(2, 3, dtype=np.float32)
+        apart = False
+        gain, offset = np.ones(3, np.float32), np.zeros(3, np.float32)
+        if self.augment:
+            if rng.random() < 0.5:
+                together = _similarity(rng, 0.15, 0.06, 8.0, size)
+            apart = bool(rng.random() < 0.2)
+            gain = (np.exp(rng.uniform(-0.2, 0.2)) * np.exp(rng.uniform(-0.06, 0.06, 3))).astype(np.float32)
+            offset = np.full(3, rng.uniform(-12, 12), np.float32)
+
+        def develop(shot: Shot, alone: bool) -> tuple[Tensor, Points]:
+            rgb, matte, points = shot.rgb(), shot.matte(size), shot.points
+            matrix = together
+            if alone:
+                own = np.vstack([_similarity(rng, 0.08, 0.04, 6.0, size), [0, 0, 1]])
+                matrix = (own @ np.vstack([together, [0, 0, 1]]))[:2].astype(np.float32)
+            if self.augment:
+                rgb, matte, points = _moved(rgb, matte, points, matrix)
+                rgb = np.clip(rgb * gain + offset, 0, 255).astype(np.uint8)
+            return picture_tensor(rgb, matte), geometry.to_crop_units(points, size)
+
+        target_picture, target_points = develop(target, False)
+        developed: dict[int, tuple[Tensor, Points]] = {}
+        for shot in chosen:
+            if id(shot) not in developed:
+                developed[id(shot)] = develop(shot, apart)
+        references = [developed[id(shot)] for shot in chosen]
+        points = np.stack([one[1] for one in references])
+        focus = np.zeros((size, size), np.uint8)
+        for part in (geometry.LIPS_OUTER, geometry.EYE_LEFT, geometry.EYE_RIGHT):
+            outline = cv2.convexHull(np.round((target_points[part, :2] + 1) * size / 2).astype(np.int32))
+            cv2.fillConvexPoly(focus, outline, 255)
+        focus = cv2.blur(cv2.dilate(focus, np.ones((5, 5), np.uint8)), (5, 5))
+        still = target.clip == chosen[0].clip and not apart
+        return Sample(
+            target=target_picture,
+            pictures=torch.stack([one[0] for one in references]),
+            rasters=torch.stack([raster_tensor(geometry.raster(one[1])) for one in references]),
+            **conditioning_tensors(geometry.condition(target_points, points, fade)),
+            background=torch.tensor(1.0 if still else 0.05),
+            focus=torch.from_numpy(focus[None].astype(np.float32) / 255),
+        )

@@ -1,0 +1,71 @@
+"""Every loss of the generators, one named function each."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from training.networks.live import Drawn
+
+
+def pixel_weight(matte: Tensor, background: Tensor, focus: Tensor) -> Tensor:
+    """How much each pixel counts, `[N, 1, S, S]`: the person 1 and more on eyes and mouth, the rest as far as it stands still.
+
+    `matte [N, 1, S, S]`, `background [N]`, `focus [N, 1, S, S]`.
+    """
+    person = F.max_pool2d(matte, 9, 1, 4)
+    return person + (1 - person) * background[:, None, None, None] * 0.7 + 3 * focus
+
+
+def weighted_l1(drawn: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    """Mean absolute difference; `drawn`, `target [N, 3, S, S]`, `weight [N, 1, S, S]`."""
+    return ((drawn - target).abs() * weight).mean()
+
+
+def warp_l1(looks: Tensor, target: Tensor, detail: Tensor, weight: Tensor) -> Tensor:
+    """What each slot looks at, before weighing, against the target (at half size: it teaches the maps, not the detail).
+
+    `looks [N, 2, 3, S, S]`; slot B counts only where `detail [N, 1, S/4, S/4]` lets it speak.
+    """
+    small = F.avg_pool2d(looks.flatten(0, 1), 2).unflatten(0, looks.shape[:2])
+    goal, half = F.avg_pool2d(target, 2), F.avg_pool2d(weight, 2)
+    spoken = F.interpolate(detail, scale_factor=2.0, mode="bilinear", align_corners=False)
+    return weighted_l1(small[:, 0], goal, half) + weighted_l1(small[:, 1], goal, half * spoken)
+
+
+def matte_loss(matte: Tensor, target: Tensor) -> Tensor:
+    """Binary cross entropy plus L1 on alpha, `[N, 1, S, S]` in 0..1."""
+    return F.binary_cross_entropy(matte.clamp(1e-4, 1 - 1e-4), target) + (matte - target).abs().mean()
+
+
+def perceptual_pair(drawn: Tensor, target: Tensor, weight: Tensor, crop_px: int, corner: tuple[int, int] | None) -> tuple[Tensor, Tensor]:
+    """The two pictures the perceptual loss compares: a crop at full detail, or (`corner` None) the whole made small.
+
+    Where `weight` is small (a background that does not stand still) the target shows through, so that it costs nothing.
+    """
+    keep = weight.clamp(0, 1)
+    mixed = drawn * keep + target * (1 - keep)
+    if corner is None:
+        return (F.interpolate(mixed, size=(crop_px, crop_px), mode="area"), F.interpolate(target, size=(crop_px, crop_px), mode="area"))
+    y, x = corner
+    return mixed[..., y : y + crop_px, x : x + crop_px], target[..., y : y + crop_px, x : x + crop_px]
+
+
+def reconstruction(drawn: Drawn, target: Tensor, detail: Tensor, background: Tensor, focus: Tensor) -> dict[str, Tensor]:
+    """The pixel losses of one batch, by name; `target [N, 4, S, S]`."""
+    rgb, matte = target[:, :3], target[:, 3:]
+    weight = pixel_weight(matte, background, focus)
+    return {
+        "l1": weighted_l1(drawn.rgb, rgb, weight),
+        "warp": warp_l1(drawn.looks, rgb, detail, weight),
+        "synthesis": weighted_l1(drawn.synthesised, rgb, weight),
+        "matte": matte_loss(drawn.matte, matte),
+    }
+
+
+def total(losses: dict[str, Tensor], weights: dict[str, float]) -> Tensor:
+    """The weighted sum; the two dicts must have the same keys."""
+    if losses.keys() != weights.keys():
+        raise ValueError(f"losses {sorted(losses)} and weights {sorted(weights)} do not name the same things")
+    return torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()
