@@ -1,4 +1,4 @@
-"""A photo or a training frame -> how much of each pixel is the person; MediaPipe's selfie network, edges refined."""
+"""A photo or a training frame -> its matte: MediaPipe's selfie network, edges refined."""
 
 from __future__ import annotations
 
@@ -37,7 +37,6 @@ class Matter:
         scale = min(1.0, _GUIDE_PX / max(height, width))
         work = (max(1, round(width * scale)), max(1, round(height * scale)))
         small = cv2.resize(rgb, work, interpolation=cv2.INTER_AREA) if scale < 1 else rgb
-        # The legacy graph smooths over time by default; a fresh picture each time must not remember the last.
         mask = self._network.process(np.ascontiguousarray(small)).segmentation_mask
         refined = refine(np.asarray(small, np.uint8), np.asarray(mask, np.float32))
         if scale < 1:
