@@ -168,7 +168,7 @@ def _value(kind: Any, rules: Any, value: Any, name: str) -> Any:
         raise ValueError(f"{name} = {value!r} must be one of {', '.join(map(repr, rules['one_of']))}.")
     if "matching" in rules:
         pattern, example = rules["matching"]
-        if not re.fullmatch(pattern, value):
+        if not re.fullmatch(pattern, str(value)):
             raise ValueError(f"{name} = {value!r} must look like {example!r}.")
     return value
 

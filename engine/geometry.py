@@ -57,8 +57,8 @@ ZONES = ["rest", "eyes", "mouth"]
 
 _LOWER_ONLY = sorted(set(LIPS_OUTER[11:] + LIPS_INNER[11:] + EYE_RIGHT[9:] + EYE_LEFT[9:] + [18, 200, 199, 175]))
 _UPPER_ONLY = sorted(set(LIPS_OUTER[1:10] + LIPS_INNER[1:10] + EYE_RIGHT[1:8] + EYE_LEFT[1:8] + [164, 2]))
-UPPER_MESH = [index for index in range(468) if index not in _LOWER_ONLY]
-LOWER_MESH = [index for index in range(468) if index not in _UPPER_ONLY]
+UPPER_MESH = np.array([index for index in range(468) if index not in _LOWER_ONLY])
+LOWER_MESH = np.array([index for index in range(468) if index not in _UPPER_ONLY])
 EYES_ZONE = BROW_RIGHT + BROW_LEFT + [226, 31, 230, 231, 232, 446, 261, 450, 451, 452, 168, 6]
 MOUTH_ZONE = [2, 98, 327, 206, 426, 216, 436, 212, 432, 214, 434, 135, 364, 169, 394, 170, 395, 175, 171, 396]
 
@@ -132,15 +132,16 @@ def affine_maps(target: Floats, references: Floats, head: Floats, stiffness: flo
     maps = np.empty((count, AFFINE_COUNT, 2, 3), np.float32)
     maps[:, 0] = head
     linear = head[:, :, :2]
-    identity = np.eye(2, dtype=np.float32)
     for number, (_, indices) in enumerate(AFFINE_GROUPS, 1):
         p = target[indices, :2]
         q = references[:, indices, :2]
         p_mean, q_mean = p.mean(0), q.mean(1)
         p, q = p - p_mean, q - q_mean[:, None]
-        spread = p.T @ p
-        k = stiffness * np.trace(spread) / 2 + 1e-6
-        fitted = (np.swapaxes(q, 1, 2) @ p + k * linear) @ np.linalg.inv(spread + k * identity)
+        (a, b), (_, d) = p.T @ p
+        k = stiffness * (a + d) / 2 + 1e-6
+        a, d = a + k, d + k
+        inverse = np.array([[d, -b], [-b, a]], np.float32) / (a * d - b * b)
+        fitted = (np.swapaxes(q, 1, 2) @ p + k * linear) @ inverse
         maps[:, number, :, :2] = fitted
         maps[:, number, :, 2] = q_mean - fitted @ p_mean
     for number, iris in ((AFFINE_COUNT - 3, IRIS_RIGHT[0]), (AFFINE_COUNT - 2, IRIS_LEFT[0])):
@@ -175,19 +176,23 @@ def mesh_flows(target: Floats, references: Floats, head: Floats) -> Floats:
     corner = np.floor(places).astype(np.int64)
     fraction = (places - corner).astype(np.float32)
     left = references[:, :468, :2] - (target[:468, :2] @ np.swapaxes(head[:, :, :2], 1, 2) + head[:, None, :, 2])
+    carried = np.concatenate([left.transpose(0, 2, 1).reshape(-1, 468), np.ones((1, 468), np.float32)])
+    cells, weights = [], []
+    for dx in (0, 1):
+        for dy in (0, 1):
+            x, y = corner[:, 0] + dx, corner[:, 1] + dy
+            inside = (x >= 0) & (x < GRID_PX) & (y >= 0) & (y < GRID_PX)
+            cells.append(np.where(inside, y * GRID_PX + x, 0))
+            weights.append(inside * np.abs(1 - dx - fraction[:, 0]) * np.abs(1 - dy - fraction[:, 1]))
+    cell, weight = np.stack(cells), np.stack(weights)
     flows = np.empty((count, 2, GRID_PX, GRID_PX, 2), np.float32)
     outside = GRID @ np.swapaxes(head[:, None, :, :2], 2, 3) + head[:, None, None, :, 2]
-    channels = 2 * count + 1
-    carried = np.concatenate([left.transpose(1, 0, 2).reshape(468, -1), np.ones((468, 1), np.float32)], 1)
     for number, members in enumerate((UPPER_MESH, LOWER_MESH)):
-        sums = np.zeros((GRID_PX * GRID_PX, channels), np.float32)
-        for dx in (0, 1):
-            for dy in (0, 1):
-                x, y = corner[members, 0] + dx, corner[members, 1] + dy
-                inside = (x >= 0) & (x < GRID_PX) & (y >= 0) & (y < GRID_PX)
-                weight = np.abs(1 - dx - fraction[members, 0]) * np.abs(1 - dy - fraction[members, 1])
-                np.add.at(sums, (y * GRID_PX + x)[inside], (carried[members] * weight[:, None])[inside])
-        sums = sums.reshape(GRID_PX, GRID_PX, channels)
+        splat_cell, splat_weight = cell[:, members].ravel(), weight[:, members]
+        sums = np.empty((GRID_PX * GRID_PX, 2 * count + 1), np.float32)
+        for channel, values in enumerate(carried[:, members]):
+            sums[:, channel] = np.bincount(splat_cell, (splat_weight * values).ravel(), GRID_PX * GRID_PX)
+        sums = sums.reshape(GRID_PX, GRID_PX, -1)
         total = cv2.sepFilter2D(sums, -1, _NEAR, _NEAR, borderType=cv2.BORDER_CONSTANT)
         total += 0.02 * cv2.sepFilter2D(sums, -1, _FAR, _FAR, borderType=cv2.BORDER_CONSTANT)
         spread = total[..., :-1] / (total[..., -1:] + 1e-4)
@@ -285,5 +290,5 @@ def condition(target: Floats, references: Floats, fade: Floats) -> Conditioning:
         grids[MAP_COUNT][own] = GRID[own] @ map_[:, :2].T + map_[:, 2]
         grids[MAP_COUNT + 1][own] = mesh[number + 1, 0][own]
         grids[MAP_COUNT + 2][own] = mesh[number + 1, 1][own]
-    detail = np.tensordot(fade, inside, 1).astype(np.float32)
+    detail = (fade[:, None, None] * inside).sum(0, dtype=np.float32)
     return Conditioning(raster(target), grids, index + np.uint8(1), detail)

@@ -1,8 +1,8 @@
-"""Frame -> Face: finds a head in a picture, tracks 478 points on it, fits its pose, and smooths both over time.
+"""Frame -> Face: finds a head in a picture, tracks 478 points on it, fits its pose, smooths both over time.
 
-The networks are MediaPipe's (BlazeFace detectors, Attention Mesh), taken from inside its wheel. The graph that
-`mp.solutions.face_mesh` builds is not used as a whole: it detects only with the short-range detector on the
-whole frame, so it misses faces narrower than about an eighth of the frame, and it hides the presence score.
+The networks are MediaPipe's (BlazeFace detectors, Attention Mesh), taken from inside its wheel. The graph
+that `mp.solutions.face_mesh` builds is not used as a whole: it detects only with the short-range detector on
+the whole frame, so it misses faces narrower than an eighth of the frame, and it hides the presence score.
 Here its two halves are run by hand: detectors where and when they are needed, and the landmark network on an
 upright square patch cut around the face, whatever the size of the frame.
 """
@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from importlib import resources
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -50,7 +51,7 @@ node {
 _PRESENCE = "facelandmarkcpu__face_presence_score"
 
 
-# --- pose -----------------------------------------------------------------------------------------------------
+# --- pose ---------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -75,7 +76,7 @@ def canonical_face() -> CanonicalFace:
 def fit_pose(
     points: NDArray[np.floating[Any]], canonical: CanonicalFace
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], float]:
-    """Rotation `[3, 3]`, translation `[3]` and scale with `points ~ scale * canonical @ rotation.T + translation`.
+    """Rotation `[3, 3]`, translation `[3]`, scale: `points ~ scale * canonical @ rotation.T + translation`.
 
     Weighted least squares over similarity transforms: Umeyama 1991, eqs. 40-42, with the weights of
     MediaPipe's face geometry. `points` is `[468 or more, 3]`; see `engine.frames.Face` for the axes.
@@ -110,12 +111,12 @@ def euler_deg(rotation: NDArray[np.floating[Any]]) -> tuple[float, float, float]
     return math.degrees(yaw), math.degrees(pitch), math.degrees(roll)
 
 
-# --- tracking -------------------------------------------------------------------------------------------------
+# --- tracking -----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class _Square:
-    """An upright-in-the-patch square of the frame: centre and side in pixels, angle in radians (clockwise)."""
+    """A square of the frame, turned clockwise by `angle` radians about its centre; the rest in pixels."""
 
     x: float
     y: float
@@ -166,7 +167,7 @@ class Tracker:
         self._near: _Square | None = None
         self._next_square = 0
         with _quiet_stderr():
-            from mediapipe.framework.formats.rect_pb2 import NormalizedRect
+            from mediapipe.framework.formats import rect_pb2
             from mediapipe.python.solution_base import PacketDataType, SolutionBase
             from mediapipe.python.solutions.face_detection import FaceDetection
 
@@ -189,7 +190,8 @@ class Tracker:
                     _PRESENCE: PacketDataType.FLOAT,
                 },
             )
-            self._whole_patch = NormalizedRect(x_center=0.5, y_center=0.5, width=1.0, height=1.0, rotation=0.0)
+            rectangle: Any = vars(rect_pb2)["NormalizedRect"]  # made at run time: no stub knows it
+            self._whole_patch = rectangle(x_center=0.5, y_center=0.5, width=1.0, height=1.0, rotation=0.0)
             blank = np.zeros((_PATCH_PX, _PATCH_PX, 3), np.uint8)
             self._short_range.process(blank)
             self._full_range.process(blank)
@@ -261,7 +263,7 @@ class Tracker:
         )
 
     def _follow(self, rgb: Image, square: _Square) -> tuple[Points, float] | None:
-        """Points and presence of the face in `square`; a second look when it turns out to lie off its middle."""
+        """Points and presence of the face in `square`; looks again when it lies off the middle."""
         points, presence = self._points_in(rgb, square)
         centred = _square_around(points)
         shift = math.hypot(centred.x - square.x, centred.y - square.y) / square.side
@@ -270,7 +272,7 @@ class Tracker:
         return (points, presence) if presence >= self._min_presence else None
 
     def _points_in(self, rgb: Image, square: _Square) -> tuple[Points, float]:
-        """Runs the landmark network on a square of the frame: points in pixels of the frame, presence 0..1."""
+        """Runs the landmark network on a square of the frame: points in frame pixels, and presence 0..1."""
         # A patch much larger than what the network sees is averaged down, not sampled: less jitter.
         fold = min(4, max(1, round(square.side / _PATCH_PX)))
         patch = cv2.warpAffine(
@@ -340,7 +342,7 @@ class Tracker:
         return found
 
     def _confirm(self, rgb: Image, detections: list[_Detection]) -> list[tuple[Points, float]]:
-        """Keeps the detections in which the landmark network sees a face, the largest first, each face once."""
+        """Keeps the detections in which the landmark network sees a face: largest first, each face once."""
         faces: list[tuple[Points, float]] = []
         taken: list[_Square] = []
         for detection in sorted(detections, key=lambda one: -one.score):
@@ -358,7 +360,7 @@ class Tracker:
 
 
 def _square_around(points: Points) -> _Square:
-    """The square in which the landmark network is to look next, turned upright by the line between the eyes."""
+    """The square in which the landmark network is to look next, turned so that the eyes are level."""
     start, end = points[_OUTER_EYE_CORNERS[0], :2], points[_OUTER_EYE_CORNERS[1], :2]
     angle = math.atan2(float(end[1] - start[1]), float(end[0] - start[0]))
     cos, sin = math.cos(angle), math.sin(angle)
@@ -380,7 +382,7 @@ def _same_place(one: _Square, other: _Square) -> bool:
 
 
 def _close_looks(width: int, height: int) -> Iterator[tuple[int, int, int, int]]:
-    """Overlapping squares (left, top, side, side) of two thirds of the frame's short side, the middle first."""
+    """Overlapping squares (left, top, side, side), two thirds of the short side wide, the middle first."""
     side = max(1, min(width, height) * 2 // 3)
     step = max(1, side // 2)
     lefts = sorted({min(left, width - side) for left in range(0, width - side + step, step)})
@@ -404,7 +406,7 @@ def _quiet_stderr() -> Iterator[None]:
         yield
         return
     try:
-        with open(os.devnull, "wb") as nowhere:
+        with Path(os.devnull).open("wb") as nowhere:
             os.dup2(nowhere.fileno(), 2)
         yield
     finally:
@@ -412,7 +414,7 @@ def _quiet_stderr() -> Iterator[None]:
         os.close(kept)
 
 
-# --- smoothing ------------------------------------------------------------------------------------------------
+# --- smoothing ----------------------------------------------------------------------------------------------
 
 
 class OneEuro:
@@ -446,7 +448,9 @@ class OneEuro:
         elapsed_s = time_s - last_time_s
         if elapsed_s <= 0:
             raise ValueError(f"time must grow, but {time_s} s came after {last_time_s} s.")
-        velocity = _towards(last_velocity, (now - last_raw) / elapsed_s, self._derivative_cutoff_hz, elapsed_s)
+        velocity = _towards(
+            last_velocity, (now - last_raw) / elapsed_s, self._derivative_cutoff_hz, elapsed_s
+        )
         speed = np.linalg.norm(velocity, axis=-1)
         smooth = _towards(last_smooth, now, self._min_cutoff_hz + self._beta * speed, elapsed_s)
         self._last = (time_s, now, smooth, velocity)
@@ -465,17 +469,18 @@ def _towards(
 # fmt: off
 _LIPS_AND_LIDS = (
     # lips, outer and inner rings
-    0, 11, 12, 13, 14, 15, 16, 17, 37, 38, 39, 40, 41, 42, 61, 62, 72, 73, 74, 76, 77, 78, 80, 81, 82, 84, 85, 86,
-    87, 88, 89, 90, 91, 95, 96, 146, 178, 179, 180, 181, 183, 184, 185, 191, 267, 268, 269, 270, 271, 272, 291, 292,
-    302, 303, 304, 306, 307, 308, 310, 311, 312, 314, 315, 316, 317, 318, 319, 320, 321, 324, 325, 375, 402, 403,
-    404, 405, 407, 408, 409, 415,
+     0, 11, 12, 13, 14, 15, 16, 17, 37, 38, 39, 40, 41, 42, 61, 62, 72, 73, 74, 76, 77, 78, 80, 81,
+    82, 84, 85, 86, 87, 88, 89, 90, 91, 95, 96, 146, 178, 179, 180, 181, 183, 184, 185, 191, 267,
+    268, 269, 270, 271, 272, 291, 292, 302, 303, 304, 306, 307, 308, 310, 311, 312, 314, 315, 316,
+    317, 318, 319, 320, 321, 324, 325, 375, 402, 403, 404, 405, 407, 408, 409, 415,
     # eyelids
-    7, 22, 23, 24, 25, 26, 27, 28, 29, 30, 33, 56, 110, 112, 130, 133, 144, 145, 153, 154, 155, 157, 158, 159, 160,
-    161, 163, 173, 190, 243, 246, 247, 249, 252, 253, 254, 255, 256, 257, 258, 259, 260, 263, 286, 339, 341, 359,
-    362, 373, 374, 380, 381, 382, 384, 385, 386, 387, 388, 390, 398, 414, 463, 466, 467,
+     7, 22, 23, 24, 25, 26, 27, 28, 29, 30, 33, 56, 110, 112, 130, 133, 144, 145, 153, 154, 155,
+    157, 158, 159, 160, 161, 163, 173, 190, 243, 246, 247, 249, 252, 253, 254, 255, 256, 257, 258,
+    259, 260, 263, 286, 339, 341, 359, 362, 373, 374, 380, 381, 382, 384, 385, 386, 387, 388, 390,
+    398, 414, 463, 466, 467,
     # chin and jaw below the mouth, which go with the lower lip
-    18, 32, 83, 106, 140, 148, 152, 171, 175, 176, 182, 199, 200, 201, 208, 262, 313, 335, 369, 377, 396, 400, 406,
-    421, 428,
+     18, 32, 83, 106, 140, 148, 152, 171, 175, 176, 182, 199, 200, 201, 208, 262, 313, 335, 369,
+    377, 396, 400, 406, 421, 428,
     # irises
     *range(468, 478),
 )
@@ -490,9 +495,9 @@ class Smoother:
     """Takes the jitter out of a stream of faces without slowing lips and eyelids.
 
     The face is split into its rigid motion and its shape in the head's own frame. Rotation, position and size
-    are filtered as one motion each, the shape point by point: lips, eyelids and irises with a quick filter, the
-    rest with a slow one. Speeds are counted in face widths (and radians) a second, so the size of the face
-    in the frame does not matter. Resets itself after a gap, a jump, or time that runs backwards.
+    are filtered as one motion each, the shape point by point: lips, eyelids and irises with a quick filter,
+    the rest with a slow one. Speeds are counted in face widths (and radians) a second, so the size of the
+    face in the frame does not matter. Resets itself after a gap, a jump, or time that runs backwards.
     """
 
     def __init__(
@@ -535,7 +540,7 @@ class Smoother:
         width_px = _FACE_WIDTH_CM * face.scale
         shape = (face.points - face.translation) @ face.rotation / width_px
         rotation = self._rotation(face.rotation.reshape(9) / math.sqrt(2), face.time_s).reshape(3, 3)
-        # Position is filtered in face widths of the moment of the last reset, or a change of size would move it.
+        # In face widths as of the last reset: in those of now, a change of size would move it.
         if first:
             self._unit_px = width_px
         position = self._position(face.translation / self._unit_px, face.time_s) * self._unit_px

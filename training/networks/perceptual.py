@@ -118,7 +118,7 @@ class LPIPS(nn.Module):
 
     `forward` takes two `[N, 3, H, W]` RGB in [-1, 1] (32 px a side or more, 64 px for "alex") and returns
     `[N]` float32. Only pictures that require gradients get them. The features may run in bfloat16
-    (`torch.autocast`); the distance is float32.
+    (`torch.autocast`), and then so does the distance, summed in float32.
     """
 
     def __init__(self, net: Net = "vgg", weights: Weights | None = None) -> None:
@@ -135,15 +135,16 @@ class LPIPS(nn.Module):
         """`[N]`, from what `self.features` gave for each: a fixed target need be looked at only once."""
         total = torch.zeros((), device=features[0].device)
         for head, ours, theirs in zip(self.heads, features, others, strict=True):
-            difference = (_unit(ours) - _unit(theirs)).square()
-            total = total + (difference * head).sum(1).mean((1, 2))
+            difference = _unit(ours) - _unit(theirs)
+            weighted = difference * difference * head.to(difference.dtype)
+            total = total + weighted.sum((1, 2, 3), dtype=torch.float32) / difference[0, 0].numel()
         return total
 
 
 def _unit(features: Tensor) -> Tensor:
     """Each pixel's channels scaled to length one; the root never sees zero, where it has no gradient."""
-    features = features.float()
-    return features * torch.rsqrt(features.square().sum(1, keepdim=True) + 1e-12)
+    length = (features * features).sum(1, keepdim=True, dtype=torch.float32)
+    return features * torch.rsqrt(length + 1e-12).to(features.dtype)
 
 
 # --- weights ---
