@@ -9,38 +9,38 @@ from __future__ import annotations
 import difflib
 import re
 import tomllib
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 _Section = TypeVar("_Section")
 
 
-def _between(low: float, high: float) -> Any:
-    return field(metadata={"between": (low, high)})
+@dataclass(frozen=True, slots=True)
+class Between:
+    low: float
+    high: float
 
 
-def _one_of(*values: int) -> Any:
-    return field(metadata={"one_of": values})
-
-
-def _matching(pattern: str, example: str) -> Any:
-    return field(metadata={"matching": (pattern, example)})
+@dataclass(frozen=True, slots=True)
+class Matching:
+    pattern: str
+    example: str
 
 
 @dataclass(frozen=True, slots=True)
 class Smoothing:
     """One-Euro filter (`engine.tracker.OneEuro`)."""
 
-    min_cutoff_hz: float = _between(0.01, 60.0)
-    beta: float = _between(0.0, 1000.0)
-    derivative_cutoff_hz: float = _between(0.01, 60.0)
+    min_cutoff_hz: Annotated[float, Between(0.01, 60.0)]
+    beta: Annotated[float, Between(0.0, 1000.0)]
+    derivative_cutoff_hz: Annotated[float, Between(0.01, 60.0)]
 
 
 @dataclass(frozen=True, slots=True)
 class Tracker:
-    min_detection_confidence: float = _between(0.0, 1.0)
-    min_tracking_confidence: float = _between(0.0, 1.0)
+    min_detection_confidence: Annotated[float, Between(0.0, 1.0)]
+    min_tracking_confidence: Annotated[float, Between(0.0, 1.0)]
     head: Smoothing
     lips_and_lids: Smoothing
     skin: Smoothing
@@ -48,28 +48,28 @@ class Tracker:
 
 @dataclass(frozen=True, slots=True)
 class Render:
-    size_px: int = _one_of(256, 512, 720)
+    size_px: Literal[256, 512, 720]
     background: Literal["photo", "blur", "color", "image"]
-    color: str = _matching(r"#[0-9a-fA-F]{6}", "#3c4148")
+    color: Annotated[str, Matching(r"#[0-9a-fA-F]{6}", "#3c4148")]
     image: Path | None
     """Absolute, or None where the file says ""."""
     motion: Literal["relative", "absolute"]
-    hold_s: float = _between(0.0, 60.0)
-    ease_s: float = _between(0.0, 60.0)
+    hold_s: Annotated[float, Between(0.0, 60.0)]
+    ease_s: Annotated[float, Between(0.0, 60.0)]
 
 
 @dataclass(frozen=True, slots=True)
 class Engine:
     device: Literal["auto", "cpu", "gpu", "cuda"]
     precision: Literal["auto", "bf16", "f32"]
-    threads: int = _between(0, 256)
+    threads: Annotated[int, Between(0, 256)]
     """0: as many as there are physical cores."""
 
 
 @dataclass(frozen=True, slots=True)
 class Enrol:
-    max_photos: int = _between(1, 1000)
-    tune_s: float = _between(0.0, 86400.0)
+    max_photos: Annotated[int, Between(1, 1000)]
+    tune_s: Annotated[float, Between(0.0, 86400.0)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,48 +129,51 @@ def _overlay(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 def _section(kind: type[_Section], values: Any, prefix: str) -> _Section:
     if not isinstance(values, dict):
-        raise ValueError(f"{prefix.rstrip('.')} = {values!r} must be a section, not a {_name(values)}.")
-    types = get_type_hints(kind)
-    known = {knob.name: knob for knob in fields(cast(Any, kind))}
+        raise ValueError(f"{prefix.rstrip('.')} = {values!r} must be a section, not {_name(values)}.")
+    types = get_type_hints(kind, include_extras=True)
     for key in values:
-        if key not in known:
-            nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
+        if key not in types:
+            nearest = difflib.get_close_matches(key, types, n=1, cutoff=0.0)[0]
             raise ValueError(f"{prefix}{key} is not a known setting; the nearest is {prefix}{nearest}.")
     read = {}
-    for key, knob in known.items():
+    for key, expected in types.items():
+        name = f"{prefix}{key}"
         if key not in values:
-            raise ValueError(f"{prefix}{key} is missing from the shipped config.toml.")
-        if is_dataclass(types[key]):
-            read[key] = _section(types[key], values[key], f"{prefix}{key}.")
+            raise ValueError(f"{name} is missing from the shipped config.toml.")
+        if is_dataclass(expected):
+            read[key] = _section(expected, values[key], f"{name}.")
         else:
-            read[key] = _value(types[key], knob.metadata, values[key], f"{prefix}{key}")
+            read[key] = _value(expected, values[key], name)
     return kind(**read)
 
 
-def _value(kind: Any, rules: Any, value: Any, name: str) -> Any:
-    if get_origin(kind) is Literal:
-        if value not in get_args(kind):
-            raise ValueError(f"{name} = {value!r} must be one of {', '.join(map(repr, get_args(kind)))}.")
+def _value(expected: Any, value: Any, name: str) -> Any:
+    if get_origin(expected) is Annotated:
+        kind, rule = get_args(expected)
+        value = _value(kind, value, name)
+        if isinstance(rule, Between) and not rule.low <= value <= rule.high:
+            raise ValueError(f"{name} = {value!r} must lie between {rule.low} and {rule.high}.")
+        if isinstance(rule, Matching) and not re.fullmatch(rule.pattern, value):
+            raise ValueError(f"{name} = {value!r} must look like {rule.example!r}.")
         return value
-    if kind == Path | None:
-        if not isinstance(value, str):
-            raise ValueError(f"{name} = {value!r} must be a str, not a {_name(value)}.")
+    if get_origin(expected) is Literal:
+        allowed = get_args(expected)
+        _check_type(type(allowed[0]), value, name)
+        if value not in allowed:
+            raise ValueError(f"{name} = {value!r} must be one of {', '.join(map(repr, allowed))}.")
+        return value
+    if expected == Path | None:
+        _check_type(str, value, name)
         return Path(value) if value else None
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if not isinstance(value, kind) or isinstance(value, bool) is not (kind is bool):
-        raise ValueError(f"{name} = {value!r} must be a {kind.__name__}, not a {_name(value)}.")
-    if "between" in rules:
-        low, high = rules["between"]
-        if not low <= value <= high:
-            raise ValueError(f"{name} = {value!r} must lie between {low} and {high}.")
-    if "one_of" in rules and value not in rules["one_of"]:
-        raise ValueError(f"{name} = {value!r} must be one of {', '.join(map(repr, rules['one_of']))}.")
-    if "matching" in rules:
-        pattern, example = rules["matching"]
-        if not re.fullmatch(pattern, str(value)):
-            raise ValueError(f"{name} = {value!r} must look like {example!r}.")
+    if expected is float and type(value) is int:
+        return float(value)
+    _check_type(expected, value, name)
     return value
+
+
+def _check_type(expected: type, value: Any, name: str) -> None:
+    if type(value) is not expected:  # not isinstance: a bool is no int here
+        raise ValueError(f"{name} = {value!r} must be of type {expected.__name__}, not {_name(value)}.")
 
 
 def _name(value: Any) -> str:
