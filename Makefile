@@ -1,9 +1,11 @@
-# Each target sets up its own .venv when there is none, or when pyproject.toml has changed.
+# Each target sets up its own .venv when there is none, or when what it should hold has changed.
 PYTHON ?= python3.11
 comma := ,
 EXTRAS := train,call,dev$(if $(shell command -v nvidia-smi),$(comma)gpu)
 VENV := .venv
 STAMP := $(VENV)/.installed
+# --no-compile: byte code is made at the first import instead, and only of what is imported
+PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile
 # cv2 needs these from the system: library -> package
 NEEDED := libGL.so.1:libgl1 libgthread-2.0.so.0:libglib2.0-0
 
@@ -28,10 +30,10 @@ clean:
 	find engine plugin training tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # torch goes first and by itself: a pip that knows of a CPU build (find-links, index) then takes it.
-$(STAMP): pyproject.toml | libraries
+$(STAMP): pyproject.toml constraints.txt | libraries
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[$(EXTRAS)]"
+	$(PIP) torch==2.13.0
+	$(PIP) --constraint constraints.txt --editable ".[$(EXTRAS)]"
 	touch $@
 
 # Says what to type when a system library is missing; as root on Debian or Ubuntu, types it.

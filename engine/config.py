@@ -140,7 +140,7 @@ def _section(kind: type[_Section], values: Any, prefix: str) -> _Section:
         name = f"{prefix}{key}"
         if key not in values:
             raise ValueError(f"{name} is missing from the shipped config.toml.")
-        if is_dataclass(expected):
+        if isinstance(expected, type) and is_dataclass(expected):
             read[key] = _section(expected, values[key], f"{name}.")
         else:
             read[key] = _value(expected, values[key], name)
