@@ -90,6 +90,11 @@ _DTYPES = {name: np.dtype(name).newbyteorder("<") for name in ("uint8", "int16",
 _PICTURES = {"jpeg": ("JPEG", 3), "png": ("PNG", 2)}
 _HEADER_KEYS = {"name", "created", "program", "base", "size_px", "checks", "entries"}
 _ENTRY_KEYS = {"name", "kind", "dtype", "shape", "offset", "length", "sha256"}
+_UNDECODABLE = (
+    *(OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, struct.error, zlib.error),
+    *(Pictures.DecompressionBombError, Pictures.DecompressionBombWarning),
+)
+"""All that Pillow raises over a picture file that is damaged or forged."""
 _RESERVED = {"CON", "PRN", "AUX", "NUL", *(f"{port}{i}" for port in ("COM", "LPT") for i in range(1, 10))}
 
 
@@ -399,9 +404,8 @@ def load(path: Path, expected_base: str | None = None) -> Avatar:
             _refuse("it is damaged (its digest does not match); take a fresh copy")
         if expected_base is not None and head.base != expected_base:
             _refuse(
-                f"it was made over the base model {head.base[:12]} and this program has {expected_base[:12]}; "
-                "enrol again, or install the version it was made with "
-                f"({head.program})"
+                f"it was made over base model {head.base[:12]} and this program has {expected_base[:12]}; "
+                f"enrol again, or install version {head.program}, which made it"
             )
         return _unpack(head, payload)
 
@@ -521,7 +525,7 @@ def _entry(told: Any) -> Entry:
         _refuse(f"the entry {name} has no proper place")
     if kind == "array" and math.prod(shape) * _DTYPES[dtype].itemsize != told["length"]:
         _refuse(
-            f"the entry {name} is {dtype} {_short(shape)}, which its {_short(told['length'])} bytes do not fit"
+            f"the entry {name} is {dtype} {_short(shape)} and its {_short(told['length'])} bytes do not fit"
         )
     if kind != "array" and (dtype != "uint8" or len(shape) != _PICTURES[kind][1]):
         _refuse(f"the entry {name} is a picture of {dtype} {_short(shape)}")
@@ -621,17 +625,8 @@ def _picture(content: bytes, kind: str, shape: tuple[int, ...]) -> NDArray[np.ui
             return np.array(picture)
     except AvatarError:
         raise
-    except (
-        OSError,
-        ValueError,
-        SyntaxError,
-        EOFError,
-        IndexError,
-        KeyError,
-        struct.error,
-        zlib.error,
-    ) as error:
-        raise AvatarError(f"a picture in it cannot be decoded: {error}") from error
+    except _UNDECODABLE as error:
+        raise AvatarError(f"a picture in it cannot be decoded as {kind}") from error
 
 
 # --- where avatars live ---
