@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 
 from training import losses
 from training.episodes import Episodes, Sample, collate, load_shards
-from training.networks.live import Drawn, LiveGenerator, LiveOptions, thumbnail
+from training.networks.live import Drawn, LiveGenerator, LiveOptions, atlas, thumbnail
 from training.networks.perceptual import LPIPS
 
 logger = logging.getLogger(__name__)
@@ -102,10 +102,10 @@ def draw(generator: LiveGenerator, sample: Sample) -> Drawn:
         grids=sample.grids,
         tile=sample.tile,
         detail=sample.detail,
-        pictures=sample.pictures,
-        thumbnails=thumbnail(sample.pictures, small),
+        pictures=atlas(sample.pictures),
+        thumbnails=atlas(thumbnail(sample.pictures, small)),
         reference_raster=thumbnail(sample.rasters[:, 0], small),
-        features=generator.encode(sample.pictures, sample.rasters),
+        features=atlas(generator.encode(sample.pictures, sample.rasters)),
         modulation=modulation,
     )
 

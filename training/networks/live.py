@@ -13,6 +13,7 @@ What depends on the person alone (`encode`, `modulate`) runs once; `forward` is 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
@@ -23,6 +24,8 @@ from torch.nn import functional as F
 from engine.geometry import DETAIL_COUNT, MAP_COUNT
 
 TILES = 4
+TUNED = ("rise.weight", "rise.bias", "head.weight", "head.bias", "output.weight", "output.bias")
+"""What an avatar brings along beside its modulation: the layers that turn features into pixels (44 k numbers)."""
 PICTURE_CHANNELS = 4
 """Red, green, blue in -1..1 and the matte in 0..1."""
 
@@ -162,7 +165,8 @@ def thumbnail(tensor: Tensor, size_px: int) -> Tensor:
 
 def sample(tensor: Tensor, grid: Tensor) -> Tensor:
     """Bilinear, clamped at the border."""
-    return F.grid_sample(tensor.float(), grid.float(), mode="bilinear", padding_mode="border", align_corners=False)
+    tensor = tensor if tensor.dtype == torch.float32 else tensor.float()
+    return F.grid_sample(tensor, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 
 class LiveGenerator(nn.Module):
@@ -196,6 +200,10 @@ class LiveGenerator(nn.Module):
     def options_dict(self) -> dict[str, int]:
         return asdict(self.options)
 
+    def tuned_weights(self) -> list[Tensor]:
+        """The base's own weights of the layers an avatar brings along, in the order of `TUNED`."""
+        return [self.get_parameter(name) for name in TUNED]
+
     def encode(self, pictures: Tensor, rasters: Tensor) -> Tensor:
         """Once per person: `[N, R, 4, S, S]`, `[N, R, 3, S/2, S/2]` -> features `[N, R, C, S/4, S/4]`."""
         features = self.reference_encoder(pictures.flatten(0, 1), rasters.flatten(0, 1))
@@ -222,14 +230,15 @@ class LiveGenerator(nn.Module):
         reference_raster: Tensor,
         features: Tensor,
         modulation: Tensor,
+        tuned: Sequence[Tensor] | None = None,
     ) -> Drawn:
         """Draw one frame.
 
         Per frame: `raster [N, 3, S/2, S/2]` in 0..1, `grids [N, MAP_COUNT + DETAIL_COUNT, S/4, S/4, 2]`,
         `tile [N, S/4, S/4]` (1, 2 or 3) and `detail [N, 1, S/4, S/4]`, as `engine.geometry.condition` makes them.
-        Changing only with the choice of references: `pictures [N, 4, 4, S, S]` and their `thumbnails
-        [N, 4, 4, S/4, S/4]`, `reference_raster [N, 3, S/4, S/4]` (slot A's), `features [N, 4, C, S/4, S/4]`.
-        Constant: `modulation [N, M]`.
+        Changing only with the choice of references, each an atlas (`atlas`): `pictures [N, 4, 4 S, S]`, their
+        `thumbnails [N, 4, S, S/4]` and `features [N, C, S, S/4]`; and slot A's own `reference_raster [N, 3, S/4, S/4]`.
+        Constant: `modulation [N, M]`, and the person's own weights of the `TUNED` layers in that order (None: the base's).
         """
         size = pictures.shape[-1]
         h = size // 4
@@ -240,7 +249,7 @@ class LiveGenerator(nn.Module):
             [atlas_grid(first[..., 0], first[..., 1], 0.0, h), atlas_grid(last[..., 0], last[..., 1], tile[:, None], h)], 1
         )
         count = MAP_COUNT + DETAIL_COUNT
-        seen = sample(atlas(thumbnails), looked.reshape(n, count * h, h, 2))
+        seen = sample(thumbnails, looked.reshape(n, count * h, h, 2))
         seen = seen.reshape(n, PICTURE_CHANNELS, count, h, h).reshape(n, PICTURE_CHANNELS * count, h, h)
         drawn = F.pixel_unshuffle(raster, 2)
         where = torch.stack([(tile == number).float() for number in (1, 2, 3)], 1)
@@ -254,7 +263,7 @@ class LiveGenerator(nn.Module):
         grid = torch.cat(
             [atlas_grid(flow_a[:, 0], flow_a[:, 1], 0.0, h), atlas_grid(flow_b[:, 0], flow_b[:, 1], tile, h)], 1
         )
-        warped = sample(atlas(features), grid)
+        warped = sample(features, grid)
         warped = torch.cat([warped[:, :, :h], warped[:, :, h:] * detail], 1)
         fine = F.interpolate(flow.flatten(1, 2), scale_factor=4.0, mode="bilinear", align_corners=False)
         fine_tile = F.interpolate(tile[:, None], scale_factor=4.0)[:, 0]
@@ -262,7 +271,7 @@ class LiveGenerator(nn.Module):
         grid = torch.cat(
             [atlas_grid(fine[:, 0], fine[:, 1], 0.0, size), atlas_grid(fine[:, 2], fine[:, 3], fine_tile, size)], 1
         )
-        looks = sample(atlas(pictures), grid)
+        looks = sample(pictures, grid)
         look_a, look_b = looks[:, :, :size], looks[:, :, size:]
 
         confidence = masks_a[:, MAP_COUNT - 3 : MAP_COUNT - 2]
@@ -273,11 +282,12 @@ class LiveGenerator(nn.Module):
         deep = self.blocks[2](self.blocks[1](deep, modulations[1]), modulations[2])
         body = body + self.up(F.interpolate(deep, scale_factor=2.0))
         body = self.blocks[3](body, modulations[3])
-        risen = F.relu(F.pixel_shuffle(self.rise(body), 2))
+        weights = self.tuned_weights() if tuned is None else tuned
+        risen = F.relu(F.pixel_shuffle(F.conv2d(body, weights[0], weights[1]), 2))
         packed = [F.pixel_unshuffle(look, 2) for look in (look_a, look_b * fine_detail)]
         half_detail = F.interpolate(detail, scale_factor=2.0, mode="bilinear", align_corners=False)
-        head = F.relu(self.head(torch.cat([risen, *packed, raster, half_detail], 1)))
-        leaving = F.pixel_shuffle(self.output(head), 2).float()
+        head = F.relu(F.conv2d(torch.cat([risen, *packed, raster, half_detail], 1), weights[2], weights[3], padding=1))
+        leaving = F.pixel_shuffle(F.conv2d(head, weights[4], weights[5], padding=1), 2).float()
         synthesised = torch.tanh(leaving[:, :3])
         bias = leaving.new_tensor([2.0, 2.0, 0.0])[None, :, None, None]
         allowed = torch.cat([torch.zeros_like(fine_detail), torch.log(fine_detail + 1e-4), torch.zeros_like(fine_detail)], 1)

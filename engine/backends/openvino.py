@@ -1,0 +1,97 @@
+"""Drawing on any processor (and Intel GPU or NPU) through OpenVINO.
+
+The base's graph is read, everything that belongs to the person alone (`modulation` and the tuned weights) becomes a
+constant, and only then is it compiled, so that nothing of it is computed in a call. What changes with the choice of
+references stays in buffers that the graph reads in place.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import openvino as ov
+from numpy.typing import NDArray
+
+Tensors = Mapping[str, NDArray[np.generic]]
+
+
+class OpenVino:
+    """One compiled graph with one request; not thread-safe.
+
+    `device` is OpenVINO's name ("CPU", "GPU", "NPU", "AUTO"); `precision` "auto" takes bf16 where the processor has it
+    and f32 elsewhere; `threads` 0 leaves the number to OpenVINO. Raises `ValueError` for a device that is not there.
+    """
+
+    def __init__(
+        self,
+        model: Path,
+        constants: Tensors | None = None,
+        outputs: Sequence[str] | None = None,
+        device: str = "CPU",
+        precision: str = "auto",
+        threads: int = 0,
+    ) -> None:
+        core = ov.Core()
+        if device not in ("AUTO", *core.available_devices):
+            raise ValueError(f"OpenVINO has no device {device!r} here, only {', '.join(core.available_devices)}")
+        graph = core.read_model(str(model))
+        _bind(graph, constants or {})
+        if outputs is not None:
+            _keep_outputs(graph, outputs)
+        settings: dict[str, object] = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1}
+        if device == "CPU":
+            has_bf16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+            if precision == "bf16" and not has_bf16:
+                raise ValueError("this processor does not compute in bf16: ask for f32 or auto")
+            self.precision = "bf16" if precision in ("auto", "bf16") and has_bf16 else "f32"
+            settings["INFERENCE_PRECISION_HINT"] = self.precision
+            # Pinning would fight the tracker's and the camera's threads for the same two cores.
+            settings["ENABLE_CPU_PINNING"] = False
+            settings["INFERENCE_NUM_THREADS"] = threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else threads
+        else:
+            self.precision = precision
+        self.device = device
+        self.device_name = str(core.get_property(device, "FULL_DEVICE_NAME")) if device != "AUTO" else "AUTO"
+        self._compiled = core.compile_model(graph, device, settings)
+        self._request = self._compiled.create_infer_request()
+        self.inputs = {port.any_name: tuple(port.shape) for port in self._compiled.inputs}
+        self._outputs = {port.any_name: port for port in self._compiled.outputs}
+
+    def describe(self) -> str:
+        """One line for people: what runs on what, in which precision."""
+        return f"OpenVINO {ov.__version__.split('-')[0]} on {self.device} ({self.device_name}), {self.precision}"
+
+    def set(self, inputs: Tensors) -> None:
+        """Bind arrays without copying: they are read at every `run` until replaced, and must stay alive."""
+        for name, array in inputs.items():
+            self._request.set_tensor(name, ov.Tensor(np.ascontiguousarray(array), shared_memory=True))
+
+    def run(self, inputs: Tensors) -> dict[str, NDArray[np.generic]]:
+        """Outputs by name; views into the request's own memory, valid until the next `run`."""
+        self.set(inputs)
+        self._request.infer()
+        return {name: self._request.get_tensor(name).data for name in self._outputs}
+
+
+def _bind(graph: ov.Model, constants: Tensors) -> None:
+    parameters = {node.output(0).any_name: node for node in graph.get_parameters()}
+    for name, value in constants.items():
+        if name not in parameters:
+            raise ValueError(f"the base model has no input {name!r}, only {', '.join(parameters)}")
+        node = parameters[name]
+        shape = tuple(node.output(0).shape)
+        if shape != value.shape:
+            raise ValueError(f"{name!r} has shape {list(value.shape)}, and the base model wants {list(shape)}")
+        constant = ov.opset13.constant(np.ascontiguousarray(value, np.float32))
+        node.output(0).replace(constant.output(0))
+        graph.remove_parameter(node)
+    graph.validate_nodes_and_infer_types()
+
+
+def _keep_outputs(graph: ov.Model, names: Sequence[str]) -> None:
+    for node in list(graph.get_results()):
+        if not set(names) & set(node.output(0).names | node.input_value(0).names):
+            graph.remove_result(node)
