@@ -317,12 +317,17 @@ class _Links(html.parser.HTMLParser):
 def _open(url: str) -> IO[bytes]:
     """`url` opened; a name and password in it go where they belong, the `Authorization` header."""
     parts = urllib.parse.urlsplit(url)
-    headers = {"User-Agent": "understudy", "Accept": "text/html, application/octet-stream;q=0.9, */*;q=0.1"}
+    secret = None
     if parts.username is not None:
         user = urllib.parse.unquote(parts.username) + ":" + urllib.parse.unquote(parts.password or "")
-        headers["Authorization"] = "Basic " + b64encode(user.encode()).decode()
+        secret = "Basic " + b64encode(user.encode()).decode()
         parts = parts._replace(netloc=parts.netloc.rpartition("@")[2])
-    request = urllib.request.Request(urllib.parse.urlunsplit(parts), headers=headers)
+    accepted = "text/html, application/octet-stream;q=0.9, */*;q=0.1"
+    request = urllib.request.Request(
+        urllib.parse.urlunsplit(parts), headers={"User-Agent": "understudy", "Accept": accepted}
+    )
+    if secret:
+        request.add_unredirected_header("Authorization", secret)  # not for the host it may send us on to
     context = ssl.create_default_context(cafile=_index().certificate) if parts.scheme == "https" else None
     return urllib.request.urlopen(request, timeout=TIMEOUT_S, context=context)
 
