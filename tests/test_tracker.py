@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator
 
 import cv2
@@ -212,10 +213,12 @@ def test_half_outside_is_less_visible(tracker: Tracker, face_photo: Image) -> No
 
 
 def test_tracker_is_silent_and_closes_twice(face_photo: Image, capfd: pytest.CaptureFixture[str]) -> None:
-    opened = Tracker()
-    tracked(opened, face_photo)
-    opened.close()
-    opened.close()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        opened = Tracker()
+        tracked(opened, face_photo)
+        opened.close()
+        opened.close()
     assert capfd.readouterr() == ("", "")
 
 
@@ -283,6 +286,26 @@ def test_lips_do_not_lag(make_face: Callable[..., Face], smoother: Smoother) -> 
     errors = [((np.interp(times - lag, times, truth) - opening_cm)[10:] ** 2).sum() for lag in lags_s]
     assert lags_s[int(np.argmin(errors))] < 0.012
     assert np.ptp(opening_cm) > 0.9 * np.ptp(truth)
+
+
+def test_lips_lids_and_irises_have_their_own_filter(make_face: Callable[..., Face]) -> None:
+    slow, quick = config.Smoothing(0.1, 0.0, 1.0), config.Smoothing(50.0, 0.0, 1.0)
+    smoother = Smoother(head=slow, lips_and_lids=quick, skin=slow)
+    before = make_face(time_s=0.0)
+    after = make_face(time_s=1 / 30)
+    after.points[:, 1] += np.where(canonical_weightless(), 5.0, 0.0)  # what moves the pose stays where it is
+    smoother.smooth(before)
+    moved = (smoother.smooth(after).points - before.points)[:, 1]
+    upper_lid, lower_lip, iris, brow, cheek = 159, 14, 468, 105, 50
+    assert moved[[upper_lid, lower_lip, iris]].min() > 4
+    assert moved[[brow, cheek]].max() < 1
+
+
+def canonical_weightless() -> NDArray[np.bool_]:
+    """Which of the 478 points have no say in the pose."""
+    weightless = np.ones(POINT_COUNT, bool)
+    weightless[:468] = canonical_face().procrustes_weights == 0
+    return weightless
 
 
 def test_pose_and_points_stay_one_face(make_face: Callable[..., Face], smoother: Smoother) -> None:
