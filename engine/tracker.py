@@ -13,7 +13,6 @@ import contextlib
 import math
 import os
 import sys
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from importlib import resources
@@ -171,10 +170,6 @@ class Tracker:
             from mediapipe.python.solution_base import PacketDataType, SolutionBase
             from mediapipe.python.solutions.face_detection import FaceDetection
 
-            # mediapipe 0.10.21 was generated for an older protobuf, which says so once per message type.
-            warnings.filterwarnings(
-                "ignore", message=r"SymbolDatabase\.GetPrototype\(\)", category=UserWarning
-            )
             self._short_range = FaceDetection(min_detection_confidence, model_selection=0)
             self._full_range = FaceDetection(min_detection_confidence, model_selection=1)
             self._landmarks = SolutionBase(
