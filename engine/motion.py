@@ -91,6 +91,13 @@ class NeutralFinder:
         self._goal = self._shown = to_head(face)
         self._pinned = True
 
+    def prime(self, faces: list[Face]) -> None:
+        """Start from the best of these instead of from the first face that comes."""
+        if faces and not self._pinned:
+            best = min(faces, key=neutrality)
+            self._goal = self._shown = to_head(best)
+            self._score = neutrality(best)
+
     def look(self, face: Face) -> HeadFace:
         """The neutral to use now."""
         if not self._pinned:

@@ -15,6 +15,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import cv2
 import numpy as np
@@ -29,9 +30,26 @@ from engine.frames import Image, Points
 logger = logging.getLogger(__name__)
 
 
+class Shot(Protocol):
+    """A picture of somebody, with what is known of it."""
+
+    @property
+    def clip(self) -> str: ...
+
+    @property
+    def number(self) -> int: ...
+
+    @property
+    def points(self) -> Points: ...
+
+    def rgb(self) -> Image: ...
+
+    def matte(self, size_px: int) -> NDArray[np.uint8]: ...
+
+
 @dataclass(frozen=True, slots=True, eq=False)
-class Shot:
-    """One kept frame, still compressed."""
+class KeptFrame:
+    """A `Shot` out of a shard, still compressed."""
 
     clip: str
     number: int
@@ -62,12 +80,12 @@ def load_shards(folder: Path, split: str) -> dict[str, dict[str, list[Shot]]]:
             about = json.loads(read("clip.json"))
             if about["split"] != split:
                 continue
-            shots = []
+            shots: list[Shot] = []
             for name in sorted(parts):
                 if name.endswith(".jpg"):
                     stem = name[:-4]
                     points = np.load(io.BytesIO(read(stem + ".npy")), allow_pickle=False)
-                    shots.append(Shot(path.stem, int(stem), read(name), read(stem + ".png"), points))
+                    shots.append(KeptFrame(path.stem, int(stem), read(name), read(stem + ".png"), points))
             if shots:
                 people[about["person"]][path.stem] = shots
     if not people:
@@ -196,12 +214,20 @@ class Episodes(IterableDataset[Sample]):
         if rng.random() < 0.3:
             fade = (rng.random(3) * rng.integers(0, 2, 3)).astype(np.float32)
         chosen = [support[slot_a], *(support[index] for index in zones)]
+        return self.assemble(target, chosen, fade, self.size_px, rng if self.augment else None)
 
-        size = self.size_px
+    @staticmethod
+    def assemble(
+        target: Shot, chosen: list[Shot], fade: NDArray[np.float32], size: int, rng: np.random.Generator | None = None
+    ) -> Sample:
+        """One episode of a target and its four references (slot A, rest, eyes, mouth); augmented when there is a `rng`.
+
+        Augmentation moves and tints all pictures together, and now and then each reference by itself.
+        """
         together = np.eye(2, 3, dtype=np.float32)
         apart = False
         gain, offset = np.ones(3, np.float32), np.zeros(3, np.float32)
-        if self.augment:
+        if rng is not None:
             if rng.random() < 0.5:
                 together = _similarity(rng, 0.15, 0.06, 8.0, size)
             apart = bool(rng.random() < 0.2)
@@ -210,11 +236,11 @@ class Episodes(IterableDataset[Sample]):
 
         def develop(shot: Shot, alone: bool) -> tuple[Tensor, Points]:
             rgb, matte, points = shot.rgb(), shot.matte(size), shot.points
-            matrix = together
-            if alone:
-                own = np.vstack([_similarity(rng, 0.08, 0.04, 6.0, size), [0, 0, 1]])
-                matrix = (own @ np.vstack([together, [0, 0, 1]]))[:2].astype(np.float32)
-            if self.augment:
+            if rng is not None:
+                matrix = together
+                if alone:
+                    own = np.vstack([_similarity(rng, 0.08, 0.04, 6.0, size), [0, 0, 1]])
+                    matrix = (own @ np.vstack([together, [0, 0, 1]]))[:2].astype(np.float32)
                 rgb, matte, points = _moved(rgb, matte, points, matrix)
                 rgb = np.clip(rgb * gain + offset, 0, 255).astype(np.uint8)
             return picture_tensor(rgb, matte), geometry.to_crop_units(points, size)

@@ -36,8 +36,8 @@ class PerFrame(nn.Module):
     """The generator as the engine sees it: bytes at the rim, tuned weights as inputs.
 
     In: `raster [1, S/2, S/2, 3]` uint8, `grids`, `tile` uint8, `detail`, the person's tensors, the tuned weights.
-    Out: `rgb [1, S, S, 3]` uint8, `matte [1, S, S]` uint8, `flow [1, 2, S/4, S/4, 2]`, `weight [1, 3, S, S]`,
-    `synthesised [1, S, S, 3]` uint8.
+    Out: `rgb [1, S, S, 3]` uint8, `matte [1, S, S]` uint8, `flow [1, 2, S/4, S/4, 2]`, `weight [1, 3, S, S]`
+    uint8, `synthesised [1, S, S, 3]` uint8.
     """
 
     def __init__(self, generator: LiveGenerator) -> None:
@@ -59,7 +59,7 @@ class PerFrame(nn.Module):
             tuned=rest[len(PERSON_INPUTS) :],
         )
         matte = (drawn.matte[:, 0] * 255 + 0.5).to(torch.uint8)
-        return _bytes(drawn.rgb), matte, drawn.flow.permute(0, 1, 3, 4, 2), drawn.weight, _bytes(drawn.synthesised)
+        return _bytes(drawn.rgb), matte, drawn.flow.permute(0, 1, 3, 4, 2), (drawn.weight * 255 + 0.5).to(torch.uint8), _bytes(drawn.synthesised)
 
 
 def _bytes(picture: Tensor) -> Tensor:

@@ -1,0 +1,206 @@
+"""`understudy`: reads the command line, builds what it names, hands over. Everything heavy is imported where it is used."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+log = logging.getLogger("understudy")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="understudy", description="Appear in video calls as your own photoreal avatar.")
+    parser.add_argument("--config", type=Path, help="a TOML file with the settings to change")
+    parser.add_argument("--verbose", action="store_true", help="show where an error comes from")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    enrol = commands.add_parser("enrol", help="make an avatar from photos, a folder of them, or a short video")
+    enrol.add_argument("photos", nargs="+", type=Path, metavar="PHOTOS")
+    enrol.add_argument("--name", required=True, help="what the avatar is called")
+    enrol.add_argument("--contact", type=Path, help="where the contact sheet goes (default: beside the avatar)")
+    enrol.add_argument("--tune-s", type=float, help="seconds of fine-tuning, 0 = none")
+
+    render = commands.add_parser("render", help="drive an avatar by a clip and write the result")
+    render.add_argument("--avatar", required=True, help="name or file")
+    render.add_argument("--drive", required=True, type=Path, help="a video, or landmarks recorded from one (.npz)")
+    render.add_argument("--out", required=True, type=Path, help="an .mp4 to write")
+    render.add_argument("--size", type=int, choices=(256, 512, 720), dest="size_px")
+    render.add_argument("--background", help="photo, blur, color, image, a colour like #3c4148, or a picture file")
+    render.add_argument("--motion", choices=("relative", "absolute"))
+    render.add_argument("--neutral", type=float, metavar="SECONDS", help="where in the clip the driver looks neutral (default: found)")
+
+    commands.add_parser("avatars", help="list the avatars there are")
+    demo = commands.add_parser("demo", help="enrol somebody who does not exist, render, and print what it took")
+    demo.add_argument("--out", type=Path, default=Path("demo"), help="folder for the results")
+    bench = commands.add_parser("bench", help="measure this machine")
+    bench.add_argument("--out", type=Path, default=Path("bench"), help="folder for the results")
+    return parser
+
+
+class _Bar:
+    """A progress bar a stage, on stderr, only where somebody is looking."""
+
+    def __init__(self) -> None:
+        self._stage: str | None = None
+        self._bar = None
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        from tqdm import tqdm
+
+        if stage != self._stage:
+            self.close()
+            self._stage = stage
+            self._bar = tqdm(total=total, desc=stage, leave=False, disable=None, unit="", dynamic_ncols=True)
+        if self._bar is not None:
+            self._bar.total = total
+            self._bar.update(done - self._bar.n)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        self._bar, self._stage = None, None
+
+
+def _enrol(options: argparse.Namespace) -> None:
+    from dataclasses import replace
+
+    from engine import avatar as avatars
+    from engine.base import open_base
+    from engine.config import load
+    from plugin.webcam import Clip
+
+    avatars.check_name(options.name)
+    try:
+        from training.enrol import enrol
+    except ModuleNotFoundError as error:
+        if error.name in ("torch", "safetensors"):
+            raise ValueError("enrolling needs the training parts: pip install 'understudy[train]'") from None
+        raise
+    config = load(options.config)
+    if options.tune_s is not None:
+        if not 0 <= options.tune_s <= 86400:
+            raise ValueError(f"--tune-s is {options.tune_s:g}, not between 0 and 86400 seconds")
+        config = replace(config, enrol=replace(config.enrol, tune_s=options.tune_s))
+    contact = options.contact or avatars.place(options.name).with_suffix(".png")
+    bar = _Bar()
+    try:
+        result = enrol(options.photos, options.name, open_base(), config, bar, Clip, contact)
+    finally:
+        bar.close()
+    print_enrolment(result)
+
+
+def print_enrolment(result: object) -> None:
+    """What enrolment found and made, for a person to read."""
+    from training.enrol import Enrolment
+
+    assert isinstance(result, Enrolment)
+    for photo in result.photos:
+        mark = {"accepted": "+", "warned": "~", "refused": "-"}[photo.verdict]
+        print(f" {mark} {photo.name}" + (f": {'; '.join(photo.reasons)}" if photo.reasons else ""))
+    checks = result.avatar.checks
+    if "lpips_before" in checks:
+        print(f"fine-tuned in {checks['steps']} steps: LPIPS of the held-back photo {checks['lpips_before']} -> {checks['lpips_after']}")
+    else:
+        print("not fine-tuned: that takes three photos or more")
+    for wish in result.advice[:3]:
+        print(f"would help: {wish}")
+    spent = ", ".join(f"{name} {value:.1f} s" for name, value in result.seconds.items())
+    print(f"avatar   {result.path} ({result.path.stat().st_size / 1e6:.2f} MB; {spent})")
+    print(f"contact  {result.contact}")
+
+
+def _background(value: str | None) -> dict[str, object]:
+    """`--background` as settings of `[render]`."""
+    if value is None:
+        return {}
+    if value in ("photo", "blur", "color", "image"):
+        return {"background": value}
+    if value.startswith("#"):
+        from engine.compositor import parse_color
+
+        parse_color(value)
+        return {"background": "color", "color": value}
+    if Path(value).is_file():
+        return {"background": "image", "image": Path(value).absolute()}
+    raise ValueError(f"--background {value!r} is neither photo, blur, color, image, a colour like #3c4148, nor a picture file")
+
+
+def _render(options: argparse.Namespace) -> None:
+    from engine import avatar as avatars
+    from engine.base import open_base
+    from engine.config import load
+    from plugin.render import render, with_options
+
+    config = with_options(load(options.config), size_px=options.size_px, motion=options.motion, **_background(options.background))
+    if config.render.background == "image" and config.render.image is None:
+        raise ValueError("--background image needs a picture: name its file instead, or set render.image in the configuration")
+    base = open_base()
+    avatar = avatars.load(avatars.find(options.avatar), base.sha256)
+    bar = _Bar()
+    try:
+        done = render(avatar, base, config, options.drive, options.out, bar, options.neutral)
+    finally:
+        bar.close()
+    print(f"{done.backend}; {done.frames} frames in {done.seconds:.1f} s, the first after {done.first_frame_s:.2f} s")
+    for line in done.meter.lines():
+        print(line)
+    for note in done.notes:
+        print(f"note: {note}")
+    print(f"video    {done.path}")
+
+
+def _avatars(options: argparse.Namespace) -> None:
+    from engine import avatar as avatars
+
+    there = avatars.listing()
+    for one in there:
+        print(one)
+    if not there:
+        print(f"no avatars in {avatars.home()}; make one: understudy enrol PHOTOS... --name NAME")
+
+
+def _demo(options: argparse.Namespace) -> None:
+    from plugin.demo import demo
+
+    demo(options.out, options.config, _Bar())
+
+
+def _bench(options: argparse.Namespace) -> None:
+    from plugin.bench import bench
+
+    bench(options.out, options.config)
+
+
+_COMMANDS = {"enrol": _enrol, "render": _render, "avatars": _avatars, "demo": _demo, "bench": _bench}
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status: 0 done, 1 an error told in one sentence, 130 interrupted."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.INFO if options.verbose else logging.WARNING, format="%(message)s")
+    signal.signal(signal.SIGTERM, _stop)
+    try:
+        _COMMANDS[options.command](options)
+    except KeyboardInterrupt:
+        print("\nstopped; nothing half-written was left", file=sys.stderr)
+        return 130
+    except (ValueError, OSError) as error:
+        if options.verbose:
+            log.exception("the trace:")
+        print(f"understudy: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,425 @@
+"""Photos -> checked photos -> a fine-tuned person -> the avatar file, and a contact sheet to judge it by.
+
+Fine-tuning follows Zakharov et al. 2019, section 3.3, for the live generator: the person's AdaIN constants start as
+P e and become free numbers, tuned together with the layers that turn features into pixels. Every photo is drawn from
+the others; one is held back, decides when to stop, and the better of before and after is kept.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from engine import avatar as avatars
+from engine import geometry
+from engine.avatar import MAX_REFERENCES, Avatar, Reference
+from engine.base import Base
+from engine.config import Config
+from engine.frames import Face, Frame, Image, Points
+from engine.motion import HeadFace, neutrality, to_head
+from engine.renderer import Generator, avatar_face
+from engine.tracker import Tracker, canonical_face, fit_pose
+from training import losses, photos
+from training.episodes import Episodes, Sample, collate, picture_tensor, raster_tensor
+from training.export import load_generator
+from training.identity import SFace
+from training.matte import Matter
+from training.networks.live import TUNED, Drawn, LiveGenerator, atlas, thumbnail
+from training.networks.perceptual import LPIPS
+from training.photos import CheckedPhoto, PhotoError
+
+logger = logging.getLogger(__name__)
+
+CROP_PX = 512
+Report = Callable[[str, int, int], None]
+"""Told as work goes on: stage, done, of how many."""
+
+_WEIGHTS = {"l1": 1.0, "synthesis": 0.2, "matte": 0.1, "lpips": 1.0}
+_LEAST_TO_TUNE = 3
+_PATIENCE = 5
+_SAME_SCENE_LEVELS = 14.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PersonShot:
+    """A photo of the person at the network's size, in the shape `Episodes` draws from."""
+
+    clip: str
+    """Photos with the same background share it."""
+    number: int
+    picture: Image
+    mask: NDArray[np.uint8]
+    points: Points
+
+    def rgb(self) -> Image:
+        return self.picture
+
+    def matte(self, size_px: int) -> NDArray[np.uint8]:
+        return cv2.resize(self.mask, (size_px, size_px), interpolation=cv2.INTER_LINEAR)
+
+
+@dataclass(slots=True)
+class Enrolment:
+    """What came of it."""
+
+    photos: list[CheckedPhoto]
+    advice: list[str]
+    avatar: Avatar
+    path: Path
+    contact: Path | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def check_photos(paths: Sequence[Path], open_clip: Callable[[Path], Iterable[Frame]] | None, most: int, report: Report) -> list[CheckedPhoto]:
+    """Every photo (and the best frames of every video) with its verdict, in the order given.
+
+    Raises `PhotoError` with one sentence when none can be used.
+    """
+    found = photos.gather(paths)
+    with Tracker(video=False, max_faces=4) as tracker:
+        checked = []
+        for number, path in enumerate(found):
+            report("checking photos", number, len(found))
+            checked.extend(photos.open_all([path], tracker, open_clip))
+    judged = photos.compare(checked, SFace())
+    usable = [photo for photo in judged if photo.verdict != "refused"]
+    report("checking photos", len(found), len(found))
+    if not usable:
+        reasons = "; ".join(f"{photo.name}: {photo.reasons[0]}" for photo in judged[:8])
+        raise PhotoError(f"no photo can be used ({reasons})")
+    for photo in spread(usable, len(usable))[most:]:
+        judged[judged.index(photo)] = photo.refused(f"more than {most} photos: this one adds the least")
+    return judged
+
+
+def spread(usable: list[CheckedPhoto], count: int) -> list[CheckedPhoto]:
+    """Up to `count` photos, each the one least like those before it, the most neutral first (farthest-point order)."""
+    told = [geometry.describe(photo.face.points) for photo in usable if photo.face is not None]
+    first = int(np.argmin([neutrality(photo.face) for photo in usable if photo.face is not None]))
+    chosen = [first]
+    distance = np.full(len(usable), np.inf)
+    while len(chosen) < min(count, len(usable)):
+        last = told[chosen[-1]]
+        distance = np.minimum(distance, [sum(float(np.linalg.norm(last[part] - one[part])) for part in last) for one in told])
+        distance[chosen] = -1
+        chosen.append(int(distance.argmax()))
+    return [usable[index] for index in chosen]
+
+
+def to_reference(photo: CheckedPhoto, matter: Matter) -> Reference:
+    """Crop, matte and pose of one usable photo."""
+    assert photo.rgb is not None and photo.face is not None
+    cropped = photos.crop(photo.rgb, photo.face, CROP_PX)
+    rotation, translation, scale = fit_pose(cropped.points, canonical_face())
+    return Reference(cropped.rgb, matter.matte(cropped.rgb), cropped.points, rotation, translation, scale)
+
+
+def to_shots(references: Sequence[Reference], size_px: int) -> list[PersonShot]:
+    """References at the network's size, those with the same background marked as one clip."""
+    shots: list[PersonShot] = []
+    for number, one in enumerate(references):
+        side = one.rgb.shape[0]
+        picture = cv2.resize(one.rgb, (size_px, size_px), interpolation=cv2.INTER_AREA)
+        mask = cv2.resize(one.matte, (size_px, size_px), interpolation=cv2.INTER_AREA)
+        scene = next((shot.clip for shot in shots if _same_scene(shot, picture, mask)), f"scene {number}")
+        shots.append(PersonShot(scene, number, picture, mask, one.points * np.float32(size_px / side)))
+    return shots
+
+
+def _same_scene(shot: PersonShot, picture: Image, mask: NDArray[np.uint8]) -> bool:
+    free = (shot.mask < 8) & (mask < 8)
+    if free.mean() < 0.05:
+        return False
+    return float(np.median(np.abs(shot.picture[free].astype(np.int16) - picture[free]))) < _SAME_SCENE_LEVELS
+
+
+class Person:
+    """What is tuned: the AdaIN constants and the weights of `TUNED`, over a base that stays as it is."""
+
+    def __init__(self, generator: LiveGenerator, shots: Sequence[PersonShot]) -> None:
+        self.generator = generator.requires_grad_(False)
+        pictures, rasters = _references(shots, generator.options.size_px)
+        with torch.no_grad():
+            self.embedding = generator.embed(pictures, rasters)
+            self.modulation = generator.modulate(self.embedding).clone().requires_grad_(True)
+        self.weights = [weight.detach().clone().requires_grad_(True) for weight in generator.tuned_weights()]
+
+    def parameters(self) -> list[Tensor]:
+        return [self.modulation, *self.weights]
+
+    def draw(self, sample: Sample) -> Drawn:
+        """As in a call: references encoded by the base, everything else by the person's own numbers."""
+        small = self.generator.options.size_px // 4
+        return self.generator(
+            sample.raster,
+            sample.grids,
+            sample.tile,
+            sample.detail,
+            atlas(sample.pictures),
+            atlas(thumbnail(sample.pictures, small)),
+            thumbnail(sample.rasters[:, 0], small),
+            atlas(self.generator.encode(sample.pictures, sample.rasters)),
+            self.modulation.expand(len(sample.raster), -1),
+            tuned=self.weights,
+        )
+
+    def snapshot(self) -> list[Tensor]:
+        return [value.detach().clone() for value in self.parameters()]
+
+    def restore(self, snapshot: Sequence[Tensor]) -> None:
+        with torch.no_grad():
+            for value, kept in zip(self.parameters(), snapshot, strict=True):
+                value.copy_(kept)
+
+    def tuned(self) -> dict[str, NDArray[np.float32]]:
+        values = [value.detach().numpy().astype(np.float32) for value in self.parameters()]
+        return dict(zip(("modulation", *TUNED), values, strict=True))
+
+
+def _references(shots: Sequence[PersonShot], size_px: int) -> tuple[Tensor, Tensor]:
+    pictures = torch.stack([picture_tensor(shot.rgb(), shot.matte(size_px)) for shot in shots])
+    rasters = [raster_tensor(geometry.raster(geometry.to_crop_units(shot.points, size_px))) for shot in shots]
+    return pictures[None], torch.stack(rasters)[None]
+
+
+@dataclass(frozen=True, slots=True)
+class Tuning:
+    """How fine-tuning went, on the photo that was held back."""
+
+    steps: int
+    lpips_before: float
+    lpips_after: float
+    kept: bool
+    """Whether the tuned numbers were better and stayed."""
+
+
+def still_episode(target: PersonShot, support: Sequence[PersonShot], size_px: int) -> Sample:
+    """`target` drawn from `support` as a call would: best references, nothing moved, all faded in. A batch of one."""
+    told = [geometry.describe(shot.points) for shot in support]
+    best = [int(index) for index in np.stack([geometry.misfit(geometry.describe(target.points), one) for one in told]).argmin(0)]
+    slot_a = int(np.argmin([np.linalg.norm(one["rest"]) for one in told]))
+    return collate([Episodes.assemble(target, [support[slot_a], *(support[index] for index in best)], np.ones(3, np.float32), size_px)])
+
+
+def fine_tune(person: Person, shots: Sequence[PersonShot], perceptual: LPIPS, budget_s: float, report: Report, seed: int = 0) -> Tuning | None:
+    """Tune `person` on all shots but the last, which is held back. `None` when there are too few to learn from."""
+    if len(shots) < _LEAST_TO_TUNE or budget_s <= 0:
+        return None
+    size = person.generator.options.size_px
+    learning, held = list(shots[:-1]), shots[-1]
+    still = still_episode(held, learning, size)
+    goal = still.target[:, :3]
+    scored = losses.pixel_weight(still.target[:, 3:], still.background, still.focus)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        goal_features = perceptual.features(goal)
+
+    def held_out() -> float:
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            mixed, _ = losses.perceptual_pair(person.draw(still).rgb, goal, scored, size, (0, 0))
+            return float(perceptual.distance(perceptual.features(mixed), goal_features).mean())
+
+    rng = np.random.default_rng(seed)
+    episodes = Episodes({"person": {"all": learning}}, size_px=size, seed=seed)
+    optimiser = torch.optim.Adam([{"params": [person.modulation], "lr": 4e-3}, {"params": person.weights, "lr": 3e-4}], betas=(0.9, 0.99))
+    before = best = held_out()
+    best_numbers, worse, step = person.snapshot(), 0, 0
+    began = time.monotonic()
+    while (spent := time.monotonic() - began) < budget_s and worse < _PATIENCE:
+        report("fine-tuning", min(int(100 * spent / budget_s), 99), 100)
+        batch = []
+        for index in rng.permutation(len(learning))[:2]:
+            support = [shot for shot in learning if shot is not learning[index]]
+            batch.append(episodes.episode(learning[index], support, rng))
+        sample = collate(batch)
+        with torch.autocast("cpu", torch.bfloat16):
+            drawn = person.draw(sample)
+            terms = losses.reconstruction(drawn, sample.target, sample.detail, sample.background, sample.focus)
+            del terms["warp"]  # the motion is not tuned
+            crop = 160
+            corner = (int(rng.integers(0, size - crop + 1)), int(rng.integers((size - crop) // 4, (size - crop) * 3 // 4 + 1)))
+            weight = losses.pixel_weight(sample.target[:, 3:], sample.background, sample.focus)
+            pair = losses.perceptual_pair(drawn.rgb, sample.target[:, :3], weight, crop, corner)
+            with torch.no_grad():
+                wanted = perceptual.features(pair[1])
+            terms["lpips"] = perceptual.distance(perceptual.features(pair[0]), wanted).mean()
+        optimiser.zero_grad(set_to_none=True)
+        losses.total(terms, _WEIGHTS).backward()
+        torch.nn.utils.clip_grad_norm_(person.parameters(), 1.0)
+        optimiser.step()
+        step += 1
+        if step % 8 == 0:
+            now = held_out()
+            if now < best - 1e-4:
+                best, best_numbers, worse = now, person.snapshot(), 0
+            else:
+                worse += 1
+    person.restore(best_numbers)
+    report("fine-tuning", 100, 100)
+    return Tuning(step, before, best, best < before)
+
+
+def most_neutral(references: Sequence[Reference]) -> int:
+    return int(np.argmin([neutrality(_as_face(one)) for one in references]))
+
+
+def _as_face(one: Reference) -> Face:
+    side = one.rgb.shape[0]
+    return Face(one.points, one.rotation, one.translation, one.scale, 1.0, (side, side), 0.0)
+
+
+def build(
+    usable: list[CheckedPhoto], name: str, base: Base, config: Config, report: Report
+) -> tuple[Avatar, list[Reference], Tuning | None]:
+    """The avatar of checked photos, not yet written."""
+    chosen = spread(usable, MAX_REFERENCES)
+    with Matter() as matter:
+        references = []
+        for number, photo in enumerate(chosen):
+            report("cropping and matting", number, len(chosen))
+            references.append(to_reference(photo, matter))
+    report("cropping and matting", len(chosen), len(chosen))
+    shots = to_shots(references, base.size_px)
+    person = Person(load_generator(base.weights), shots)
+    tuning = None
+    if len(shots) >= _LEAST_TO_TUNE and config.enrol.tune_s > 0:
+        tuning = fine_tune(person, shots, LPIPS("vgg").eval(), config.enrol.tune_s, report)
+    checks: dict[str, object] = {"photos": len(usable), "references": len(references)}
+    if tuning is not None:
+        checks |= {"steps": tuning.steps, "lpips_before": round(tuning.lpips_before, 4), "lpips_after": round(tuning.lpips_after, 4)}
+    made = Avatar(
+        name=name,
+        created=avatars.now(),
+        base=base.sha256,
+        size_px=CROP_PX,
+        references=tuple(references),
+        embedding=person.embedding[0].numpy().astype(np.float32),
+        tuned=person.tuned(),
+        neutral=references[most_neutral(references)].points,
+        checks=checks,
+    )
+    return made, references, tuning
+
+
+def enrol(
+    paths: Sequence[Path],
+    name: str,
+    base: Base,
+    config: Config,
+    report: Report,
+    open_clip: Callable[[Path], Iterable[Frame]] | None = None,
+    contact: Path | None = None,
+) -> Enrolment:
+    """The whole of it: from files to a written avatar. An avatar of that name is replaced only at the very end.
+
+    Raises `PhotoError`/`ValueError` with one sentence for input, `OSError` with one for the disk.
+    """
+    path = avatars.place(name)
+    seconds: dict[str, float] = {}
+    clock = _Clock(seconds)
+    checked = check_photos(paths, open_clip, config.enrol.max_photos, report)
+    clock("check")
+    usable = [photo for photo in checked if photo.verdict != "refused"]
+    made, _, _ = build(usable, name, base, config, report)
+    clock("fine-tune")
+    report("writing", 0, 2)
+    sheet = contact_sheet(made, base, config) if contact is not None else None
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if sheet is not None and contact is not None:
+        contact.parent.mkdir(parents=True, exist_ok=True)
+        if not cv2.imwrite(str(contact), cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR)):
+            raise OSError(f"{contact} could not be written")
+    report("writing", 1, 2)
+    avatars.save(made, path)
+    report("writing", 2, 2)
+    clock("write")
+    return Enrolment(checked, photos.advice(checked), made, path, contact, seconds)
+
+
+class _Clock:
+    def __init__(self, seconds: dict[str, float]) -> None:
+        self._seconds, self._last = seconds, time.monotonic()
+
+    def __call__(self, name: str) -> None:
+        now = time.monotonic()
+        self._seconds[name] = now - self._last
+        self._last = now
+
+
+# --- contact sheet ------------------------------------------------------------------------------------------
+
+
+def new_poses(avatar: Avatar) -> Iterator[tuple[str, Points]]:
+    """Poses and expressions nobody photographed, in crop units: turned, raised, speaking, blinking."""
+    rest = to_head(avatar_face(avatar))
+
+    def turned(yaw_deg: float, pitch_deg: float) -> Points:
+        axis = np.float64([pitch_deg, -yaw_deg, 0]) * np.pi / 180
+        turn = cv2.Rodrigues(axis)[0].astype(np.float32)
+        moved = HeadFace(rest.shape, turn @ rest.rotation, rest.translation, rest.scale)
+        return geometry.to_crop_units(moved.to_picture(), avatar.size_px)
+
+    def shaped(change: Callable[[Points], None]) -> Points:
+        shape = rest.shape.copy()
+        change(shape)
+        moved = HeadFace(shape, rest.rotation, rest.translation, rest.scale)
+        return geometry.to_crop_units(moved.to_picture(), avatar.size_px)
+
+    def speak(shape: Points) -> None:
+        drop = 1.1
+        shape[sorted(set(geometry.LOWER_LIP[4:])), 1] -= drop
+        shape[sorted(set(geometry.JAW)), 1] -= 0.8 * drop
+
+    def blink(shape: Points) -> None:
+        for eye in (geometry.EYE_RIGHT, geometry.EYE_LEFT):
+            for upper, lower in zip(eye[1:8], reversed(eye[9:]), strict=True):
+                shape[upper, 1] = shape[lower, 1] + 0.05
+
+    yield "turned left", turned(-18, 0)
+    yield "turned right", turned(18, 0)
+    yield "looking up", turned(0, 12)
+    yield "looking down", turned(0, -12)
+    yield "speaking", shaped(speak)
+    yield "blinking", shaped(blink)
+
+
+def contact_sheet(avatar: Avatar, base: Base, config: Config, cell_px: int = 256) -> Image:
+    """Three rows, drawn by the engine itself: the photos, each of them drawn from the others, and new poses.
+
+    With a single photo the second row draws it from itself.
+    """
+    generator = Generator(avatar, base, config, base.size_px)
+    count = len(generator.prepared)
+    told = [geometry.describe(one.points) for one in generator.prepared]
+    everyone = range(count)
+    columns = max(count, 6)
+    sheet = np.full((3 * (cell_px + 26), columns * cell_px, 3), 255, np.uint8)
+
+    def put(row: int, column: int, picture: Image, caption: str) -> None:
+        top, left = row * (cell_px + 26), column * cell_px
+        sheet[top : top + cell_px, left : left + cell_px] = cv2.resize(picture, (cell_px, cell_px), interpolation=cv2.INTER_AREA)
+        place = (left + 6, top + cell_px + 18)
+        cv2.putText(sheet, caption, place, cv2.FONT_HERSHEY_SIMPLEX, 0.5, (60, 60, 60), 1, cv2.LINE_AA)
+
+    def drawn(points: Points, allowed: Sequence[int]) -> Image:
+        wanted = geometry.describe(points)
+        misfits = np.stack([geometry.misfit(wanted, told[index]) for index in allowed])
+        slot_a = min(allowed, key=lambda index: float(np.linalg.norm(told[index]["rest"])))
+        chosen = np.array([slot_a, *(allowed[index] for index in misfits.argmin(0))])
+        return generator.draw(points, chosen, np.ones(3, np.float32))[0]
+
+    for index, reference in enumerate(avatar.references):
+        others = [other for other in everyone if other != index] or [index]
+        put(0, index, reference.rgb, f"photo {index + 1}")
+        put(1, index, drawn(generator.prepared[index].points, others), "drawn from the others" if count > 1 else "drawn from itself")
+    for column, (caption, points) in enumerate(new_poses(avatar)):
+        put(2, column, drawn(points, everyone), caption)
+    return sheet
