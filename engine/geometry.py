@@ -46,7 +46,15 @@ AFFINE_GROUPS = [
     ("jaw", JAW),
     ("forehead", FOREHEAD),
 ]
-MAP_NAMES = ["head", *[name for name, _ in AFFINE_GROUPS], "right iris", "left iris", "background", "upper mesh", "lower mesh"]
+MAP_NAMES = [
+    "head",
+    *[name for name, _ in AFFINE_GROUPS],
+    "right iris",
+    "left iris",
+    "background",
+    "upper mesh",
+    "lower mesh",
+]
 """The maps of slot A, in order; the last two are dense, the others affine."""
 AFFINE_COUNT = len(MAP_NAMES) - 2
 MAP_COUNT = len(MAP_NAMES)
@@ -244,7 +252,9 @@ def describe(points: Floats) -> dict[str, Floats]:
     iris_left = local(473, 362)[:2] - local(263, 362)[:2] / 2
     brows = [local(105, 168)[1], local(334, 168)[1]]
     eyes = np.array([*lids, *(0.7 * (iris_right + iris_left)), 0.5 * (brows[0] + brows[1]) / 2], np.float32) * 6.0
-    mouth = np.array([between(13, 14), 0.7 * between(61, 291), between(0, 17) * 0.6, 0.5 * between(78, 308)], np.float32)
+    mouth = np.array(
+        [between(13, 14), 0.7 * between(61, 291), between(0, 17) * 0.6, 0.5 * between(78, 308)], np.float32
+    )
     return {"rest": pose, "eyes": eyes, "mouth": mouth * 6.0}
 
 

@@ -66,7 +66,8 @@ def neutrality(face: Face) -> float:
     shape = to_head(face).shape
     gap = float(np.mean([np.linalg.norm(shape[upper] - shape[lower]) for upper, lower in _LIP_PAIRS]))
     lids = [
-        float(np.mean([np.linalg.norm(shape[upper] - shape[lower]) for upper, lower in _LIDS[side]])) / _eye_width(shape, side)
+        float(np.mean([np.linalg.norm(shape[upper] - shape[lower]) for upper, lower in _LIDS[side]]))
+        / _eye_width(shape, side)
         for side in (0, 1)
     ]
     shut = max(0.0, 0.24 - min(lids)) / 0.24
@@ -115,7 +116,7 @@ class NeutralFinder:
 
 
 def _between(first: HeadFace, second: HeadFace, share: float) -> HeadFace:
-    if share >= 1 or float(np.abs(first.shape - second.shape).max()) < 1e-3 and first.scale == second.scale:
+    if share >= 1 or (float(np.abs(first.shape - second.shape).max()) < 1e-3 and first.scale == second.scale):
         return second
     left, _, right = np.linalg.svd(first.rotation + share * (second.rotation - first.rotation))
     return HeadFace(
@@ -183,7 +184,12 @@ class Retarget:
         zoom = float(np.clip(now.scale / neutral.scale, 0.7, 1.4))
         shift = (now.translation - neutral.translation) * (avatar.scale / neutral.scale)
         shift[2] = 0.0
-        moved = HeadFace(shape, (turn @ avatar.rotation).astype(np.float32), avatar.translation + shift, avatar.scale * zoom)
+        moved = HeadFace(
+            shape,
+            (turn @ avatar.rotation).astype(np.float32),
+            avatar.translation + shift,
+            avatar.scale * zoom,
+        )
         return geometry.to_crop_units(moved.to_picture(), self._side_px)
 
 

@@ -19,7 +19,12 @@ class ReferenceChooser:
     """`choose` returns the four references of a frame and how far slot B's three are faded in."""
 
     def __init__(
-        self, points: list[Floats], slot_a: int, fade_s: float = 0.12, dwell_s: float = 0.35, margin: float = 0.15
+        self,
+        points: list[Floats],
+        slot_a: int,
+        fade_s: float = 0.12,
+        dwell_s: float = 0.35,
+        margin: float = 0.15,
     ) -> None:
         """`points`: the landmarks of each reference, `[478, 3]`, any one unit; `slot_a`: the reference of slot A."""
         self._told = [geometry.describe(one) for one in points]

@@ -86,7 +86,9 @@ class Generator:
         """Raises `ValueError` when the device that was asked for is not there."""
         engine = config.engine
         if engine.device not in _DEVICES:
-            raise ValueError(f"device = {engine.device!r} needs a backend that this version does not have: take auto, cpu or gpu")
+            raise ValueError(
+                f"device = {engine.device!r} needs a backend that this version does not have: take auto, cpu or gpu"
+            )
         self.size_px, self.network_px = size_px, base.size_px
         self._direct = size_px == base.size_px
         outputs = ("rgb", "matte") if self._direct else ("matte", "flow", "weight", "synthesised")
@@ -109,7 +111,11 @@ class Generator:
         self._maps = np.empty((s, s, 2), np.float32)
         self._tiles = np.empty((s, s), np.uint8)
         self._looks = [np.empty((s, s, 3), np.uint8) for _ in range(3)]
-        self._weight, self._weight3, self._part = np.empty((s, s), np.uint8), np.empty((s, s, 3), np.uint8), np.empty((s, s, 3), np.uint8)
+        self._weight, self._weight3, self._part = (
+            np.empty((s, s), np.uint8),
+            np.empty((s, s, 3), np.uint8),
+            np.empty((s, s, 3), np.uint8),
+        )
         self._matte = np.empty((s, s), np.uint8)
         self._rgb = np.empty((s, s, 3), np.uint8)
         self.backend.set(self._atlases)
@@ -157,7 +163,14 @@ class Generator:
         s = self.size_px
         flow = drawn["flow"][0].astype(np.float32) * (s / 2) + (s / 2 - 0.5)
         cv2.resize(flow[0], (s, s), self._maps, interpolation=cv2.INTER_LINEAR)
-        cv2.remap(self.prepared[slot_a].full, self._maps, None, cv2.INTER_LINEAR, self._looks[0], cv2.BORDER_REPLICATE)
+        cv2.remap(
+            self.prepared[slot_a].full,
+            self._maps,
+            None,
+            cv2.INTER_LINEAR,
+            self._looks[0],
+            cv2.BORDER_REPLICATE,
+        )
         np.clip(flow[1, ..., 1], 0, s - 1, out=flow[1, ..., 1])
         cv2.resize(flow[1], (s, s), self._maps, interpolation=cv2.INTER_LINEAR)
         cv2.resize(tile - np.uint8(1), (s, s), self._tiles, interpolation=cv2.INTER_NEAREST)
@@ -203,7 +216,9 @@ class Renderer:
         plate = None
         if render.background in ("photo", "blur"):
             plate = clean_plate([avatar.references[i].rgb for i in order], [avatar.references[i].matte for i in order])
-        self._compositor = Compositor(render.background, self.size_px, plate=plate, color=render.color, image=render.image)
+        self._compositor = Compositor(
+            render.background, self.size_px, plate=plate, color=render.color, image=render.image
+        )
         self._picture = np.empty((self.size_px, self.size_px, 3), np.uint8)
 
     def describe(self) -> str:

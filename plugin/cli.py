@@ -14,7 +14,9 @@ log = logging.getLogger("understudy")
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="understudy", description="Appear in video calls as your own photoreal avatar.")
+    parser = argparse.ArgumentParser(
+        prog="understudy", description="Appear in video calls as your own photoreal avatar."
+    )
     parser.add_argument("--config", type=Path, help="a TOML file with the settings to change")
     parser.add_argument("--verbose", action="store_true", help="show where an error comes from")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -32,7 +34,12 @@ def _parser() -> argparse.ArgumentParser:
     render.add_argument("--size", type=int, choices=(256, 512, 720), dest="size_px")
     render.add_argument("--background", help="photo, blur, color, image, a colour like #3c4148, or a picture file")
     render.add_argument("--motion", choices=("relative", "absolute"))
-    render.add_argument("--neutral", type=float, metavar="SECONDS", help="where in the clip the driver looks neutral (default: found)")
+    render.add_argument(
+        "--neutral",
+        type=float,
+        metavar="SECONDS",
+        help="where in the clip the driver looks neutral (default: found)",
+    )
 
     commands.add_parser("avatars", help="list the avatars there are")
     demo = commands.add_parser("demo", help="enrol somebody who does not exist, render, and print what it took")
@@ -105,7 +112,9 @@ def print_enrolment(result: object) -> None:
         print(f" {mark} {photo.name}" + (f": {'; '.join(photo.reasons)}" if photo.reasons else ""))
     checks = result.avatar.checks
     if "lpips_before" in checks:
-        print(f"fine-tuned in {checks['steps']} steps: LPIPS of the held-back photo {checks['lpips_before']} -> {checks['lpips_after']}")
+        print(
+            f"fine-tuned in {checks['steps']} steps: LPIPS of the held-back photo {checks['lpips_before']} -> {checks['lpips_after']}"
+        )
     else:
         print("not fine-tuned: that takes three photos or more")
     for wish in result.advice[:3]:
@@ -128,7 +137,9 @@ def _background(value: str | None) -> dict[str, object]:
         return {"background": "color", "color": value}
     if Path(value).is_file():
         return {"background": "image", "image": Path(value).absolute()}
-    raise ValueError(f"--background {value!r} is neither photo, blur, color, image, a colour like #3c4148, nor a picture file")
+    raise ValueError(
+        f"--background {value!r} is neither photo, blur, color, image, a colour like #3c4148, nor a picture file"
+    )
 
 
 def _render(options: argparse.Namespace) -> None:
@@ -137,9 +148,16 @@ def _render(options: argparse.Namespace) -> None:
     from engine.config import load
     from plugin.render import render, with_options
 
-    config = with_options(load(options.config), size_px=options.size_px, motion=options.motion, **_background(options.background))
+    config = with_options(
+        load(options.config),
+        size_px=options.size_px,
+        motion=options.motion,
+        **_background(options.background),
+    )
     if config.render.background == "image" and config.render.image is None:
-        raise ValueError("--background image needs a picture: name its file instead, or set render.image in the configuration")
+        raise ValueError(
+            "--background image needs a picture: name its file instead, or set render.image in the configuration"
+        )
     base = open_base()
     avatar = avatars.load(avatars.find(options.avatar), base.sha256)
     bar = _Bar()

@@ -31,7 +31,11 @@ class Meter:
     def summary(self) -> dict[str, dict[str, float]]:
         """stage -> median, 95th percentile (ms) and number of measurements."""
         return {
-            name: {"median_ms": float(np.median(spent)), "p95_ms": float(np.percentile(spent, 95)), "count": len(spent)}
+            name: {
+                "median_ms": float(np.median(spent)),
+                "p95_ms": float(np.percentile(spent, 95)),
+                "count": len(spent),
+            }
             for name, spent in self._spent_ms.items()
             if spent
         }

@@ -57,11 +57,15 @@ def read_faces(path: Path) -> tuple[list[Face], float]:
         raise ValueError(f"{path} holds points of shape {list(points.shape)}, not [frames, 478, 3]")
     canonical = canonical_face()
     width, height = (int(value) for value in size)
-    faces = [Face(p, *fit_pose(p, canonical), 1.0, (width, height), float(t)) for p, t in zip(points, times, strict=True)]
+    faces = [
+        Face(p, *fit_pose(p, canonical), 1.0, (width, height), float(t)) for p, t in zip(points, times, strict=True)
+    ]
     return faces, float((len(times) - 1) / (times[-1] - times[0]))
 
 
-def track(frames: Iterable[Frame], tracker: Tracker, smoother: Smoother | None, meter: Meter) -> Iterator[Face | NoFace]:
+def track(
+    frames: Iterable[Frame], tracker: Tracker, smoother: Smoother | None, meter: Meter
+) -> Iterator[Face | NoFace]:
     """Frames -> faces, smoothed unless `smoother` is None."""
     for frame in frames:
         with meter.stage("tracker"):
@@ -74,7 +78,9 @@ def track(frames: Iterable[Frame], tracker: Tracker, smoother: Smoother | None, 
         yield face
 
 
-def find_neutral(faces: Iterator[Face | NoFace], renderer: Renderer, neutral_s: float | None) -> Iterator[Face | NoFace]:
+def find_neutral(
+    faces: Iterator[Face | NoFace], renderer: Renderer, neutral_s: float | None
+) -> Iterator[Face | NoFace]:
     """Look ahead for the driver's neutral face, set it, and give the same stream back.
 
     `neutral_s` names the moment to take it from; `ValueError` when there is no face within half a second of it.
@@ -99,7 +105,13 @@ def find_neutral(faces: Iterator[Face | NoFace], renderer: Renderer, neutral_s: 
 
 
 def render(
-    avatar: Avatar, base: Base, config: Config, drive: Path, out: Path, report: Report, neutral_s: float | None = None
+    avatar: Avatar,
+    base: Base,
+    config: Config,
+    drive: Path,
+    out: Path,
+    report: Report,
+    neutral_s: float | None = None,
 ) -> Rendered:
     """Draw `avatar` driven by the clip (or `.npz` of landmarks) `drive` into the MP4 `out`, with the clip's sound.
 
@@ -148,7 +160,12 @@ def render(
     notes = list(sink.notes)
     if clip is not None and clip.trouble:
         notes.append(clip.trouble)
-    if config.render.motion == "absolute" and renderer.absolute_square and clip is not None and clip.size_px[0] != clip.size_px[1]:
+    if (
+        config.render.motion == "absolute"
+        and renderer.absolute_square
+        and clip is not None
+        and clip.size_px[0] != clip.size_px[1]
+    ):
         left, top, side = renderer.absolute_square
         notes.append(f"the picture is the square of the clip at x {left:.1f}, y {top:.1f}, side {side:.1f} px")
     if faceless:

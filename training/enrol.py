@@ -79,7 +79,9 @@ class Enrolment:
     seconds: dict[str, float] = field(default_factory=dict)
 
 
-def check_photos(paths: Sequence[Path], open_clip: Callable[[Path], Iterable[Frame]] | None, most: int, report: Report) -> list[CheckedPhoto]:
+def check_photos(
+    paths: Sequence[Path], open_clip: Callable[[Path], Iterable[Frame]] | None, most: int, report: Report
+) -> list[CheckedPhoto]:
     """Every photo (and the best frames of every video) with its verdict, in the order given.
 
     Raises `PhotoError` with one sentence when none can be used.
@@ -109,7 +111,9 @@ def spread(usable: list[CheckedPhoto], count: int) -> list[CheckedPhoto]:
     distance = np.full(len(usable), np.inf)
     while len(chosen) < min(count, len(usable)):
         last = told[chosen[-1]]
-        distance = np.minimum(distance, [sum(float(np.linalg.norm(last[part] - one[part])) for part in last) for one in told])
+        distance = np.minimum(
+            distance, [sum(float(np.linalg.norm(last[part] - one[part])) for part in last) for one in told]
+        )
         distance[chosen] = -1
         chosen.append(int(distance.argmax()))
     return [usable[index] for index in chosen]
@@ -205,12 +209,31 @@ class Tuning:
 def still_episode(target: PersonShot, support: Sequence[PersonShot], size_px: int) -> Sample:
     """`target` drawn from `support` as a call would: best references, nothing moved, all faded in. A batch of one."""
     told = [geometry.describe(shot.points) for shot in support]
-    best = [int(index) for index in np.stack([geometry.misfit(geometry.describe(target.points), one) for one in told]).argmin(0)]
+    best = [
+        int(index)
+        for index in np.stack([geometry.misfit(geometry.describe(target.points), one) for one in told]).argmin(0)
+    ]
     slot_a = int(np.argmin([np.linalg.norm(one["rest"]) for one in told]))
-    return collate([Episodes.assemble(target, [support[slot_a], *(support[index] for index in best)], np.ones(3, np.float32), size_px)])
+    return collate(
+        [
+            Episodes.assemble(
+                target,
+                [support[slot_a], *(support[index] for index in best)],
+                np.ones(3, np.float32),
+                size_px,
+            )
+        ]
+    )
 
 
-def fine_tune(person: Person, shots: Sequence[PersonShot], perceptual: LPIPS, budget_s: float, report: Report, seed: int = 0) -> Tuning | None:
+def fine_tune(
+    person: Person,
+    shots: Sequence[PersonShot],
+    perceptual: LPIPS,
+    budget_s: float,
+    report: Report,
+    seed: int = 0,
+) -> Tuning | None:
     """Tune `person` on all shots but the last, which is held back. `None` when there are too few to learn from."""
     if len(shots) < _LEAST_TO_TUNE or budget_s <= 0:
         return None
@@ -229,7 +252,10 @@ def fine_tune(person: Person, shots: Sequence[PersonShot], perceptual: LPIPS, bu
 
     rng = np.random.default_rng(seed)
     episodes = Episodes({"person": {"all": learning}}, size_px=size, seed=seed)
-    optimiser = torch.optim.Adam([{"params": [person.modulation], "lr": 4e-3}, {"params": person.weights, "lr": 3e-4}], betas=(0.9, 0.99))
+    optimiser = torch.optim.Adam(
+        [{"params": [person.modulation], "lr": 4e-3}, {"params": person.weights, "lr": 3e-4}],
+        betas=(0.9, 0.99),
+    )
     before = best = held_out()
     best_numbers, worse, step = person.snapshot(), 0, 0
     began = time.monotonic()
@@ -245,7 +271,10 @@ def fine_tune(person: Person, shots: Sequence[PersonShot], perceptual: LPIPS, bu
             terms = losses.reconstruction(drawn, sample.target, sample.detail, sample.background, sample.focus)
             del terms["warp"]  # the motion is not tuned
             crop = 160
-            corner = (int(rng.integers(0, size - crop + 1)), int(rng.integers((size - crop) // 4, (size - crop) * 3 // 4 + 1)))
+            corner = (
+                int(rng.integers(0, size - crop + 1)),
+                int(rng.integers((size - crop) // 4, (size - crop) * 3 // 4 + 1)),
+            )
             weight = losses.pixel_weight(sample.target[:, 3:], sample.background, sample.focus)
             pair = losses.perceptual_pair(drawn.rgb, sample.target[:, :3], weight, crop, corner)
             with torch.no_grad():
@@ -294,7 +323,11 @@ def build(
         tuning = fine_tune(person, shots, LPIPS("vgg").eval(), config.enrol.tune_s, report)
     checks: dict[str, object] = {"photos": len(usable), "references": len(references)}
     if tuning is not None:
-        checks |= {"steps": tuning.steps, "lpips_before": round(tuning.lpips_before, 4), "lpips_after": round(tuning.lpips_after, 4)}
+        checks |= {
+            "steps": tuning.steps,
+            "lpips_before": round(tuning.lpips_before, 4),
+            "lpips_after": round(tuning.lpips_after, 4),
+        }
     made = Avatar(
         name=name,
         created=avatars.now(),
@@ -405,7 +438,9 @@ def contact_sheet(avatar: Avatar, base: Base, config: Config, cell_px: int = 256
 
     def put(row: int, column: int, picture: Image, caption: str) -> None:
         top, left = row * (cell_px + 26), column * cell_px
-        sheet[top : top + cell_px, left : left + cell_px] = cv2.resize(picture, (cell_px, cell_px), interpolation=cv2.INTER_AREA)
+        sheet[top : top + cell_px, left : left + cell_px] = cv2.resize(
+            picture, (cell_px, cell_px), interpolation=cv2.INTER_AREA
+        )
         place = (left + 6, top + cell_px + 18)
         cv2.putText(sheet, caption, place, cv2.FONT_HERSHEY_SIMPLEX, 0.5, (60, 60, 60), 1, cv2.LINE_AA)
 
@@ -419,7 +454,12 @@ def contact_sheet(avatar: Avatar, base: Base, config: Config, cell_px: int = 256
     for index, reference in enumerate(avatar.references):
         others = [other for other in everyone if other != index] or [index]
         put(0, index, reference.rgb, f"photo {index + 1}")
-        put(1, index, drawn(generator.prepared[index].points, others), "drawn from the others" if count > 1 else "drawn from itself")
+        put(
+            1,
+            index,
+            drawn(generator.prepared[index].points, others),
+            "drawn from the others" if count > 1 else "drawn from itself",
+        )
     for column, (caption, points) in enumerate(new_poses(avatar)):
         put(2, column, drawn(points, everyone), caption)
     return sheet

@@ -138,7 +138,9 @@ def conditioning_tensors(conditioning: geometry.Conditioning) -> dict[str, Tenso
     }
 
 
-def _similarity(rng: np.random.Generator, scale: float, shift: float, turn_deg: float, size_px: int) -> NDArray[np.float32]:
+def _similarity(
+    rng: np.random.Generator, scale: float, shift: float, turn_deg: float, size_px: int
+) -> NDArray[np.float32]:
     """A random similarity about the picture's centre, `[2, 3]`, in pixels."""
     factor = float(np.exp(rng.uniform(-scale, scale)))
     matrix = cv2.getRotationMatrix2D((size_px / 2, size_px / 2), float(rng.uniform(-turn_deg, turn_deg)), factor)
@@ -171,7 +173,12 @@ class Episodes(IterableDataset[Sample]):
     """An endless stream of episodes; every worker and rank draws from a generator of its own seed."""
 
     def __init__(
-        self, people: dict[str, dict[str, list[Shot]]], shots: int = 8, size_px: int = 256, seed: int = 0, augment: bool = True
+        self,
+        people: dict[str, dict[str, list[Shot]]],
+        shots: int = 8,
+        size_px: int = 256,
+        seed: int = 0,
+        augment: bool = True,
     ) -> None:
         self.people = {person: clips for person, clips in people.items() if sum(map(len, clips.values())) > 1}
         self.names = sorted(self.people)
@@ -218,7 +225,11 @@ class Episodes(IterableDataset[Sample]):
 
     @staticmethod
     def assemble(
-        target: Shot, chosen: list[Shot], fade: NDArray[np.float32], size: int, rng: np.random.Generator | None = None
+        target: Shot,
+        chosen: list[Shot],
+        fade: NDArray[np.float32],
+        size: int,
+        rng: np.random.Generator | None = None,
     ) -> Sample:
         """One episode of a target and its four references (slot A, rest, eyes, mouth); augmented when there is a `rng`.
 

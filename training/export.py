@@ -59,7 +59,13 @@ class PerFrame(nn.Module):
             tuned=rest[len(PERSON_INPUTS) :],
         )
         matte = (drawn.matte[:, 0] * 255 + 0.5).to(torch.uint8)
-        return _bytes(drawn.rgb), matte, drawn.flow.permute(0, 1, 3, 4, 2), (drawn.weight * 255 + 0.5).to(torch.uint8), _bytes(drawn.synthesised)
+        return (
+            _bytes(drawn.rgb),
+            matte,
+            drawn.flow.permute(0, 1, 3, 4, 2),
+            (drawn.weight * 255 + 0.5).to(torch.uint8),
+            _bytes(drawn.synthesised),
+        )
 
 
 def _bytes(picture: Tensor) -> Tensor:
@@ -126,7 +132,10 @@ def write_base(generator: LiveGenerator, folder: Path, record: dict[str, Any]) -
         save_file(state, temporary / "weights.safetensors")
         _export(PerFrame(generator), example(generator), OUTPUTS, temporary / "generator.onnx")
         size = generator.options.size_px
-        pictures = {"picture": torch.rand(1, PICTURE_CHANNELS, size, size), "raster": torch.rand(1, 3, size // 2, size // 2)}
+        pictures = {
+            "picture": torch.rand(1, PICTURE_CHANNELS, size, size),
+            "raster": torch.rand(1, 3, size // 2, size // 2),
+        }
         _export(generator.reference_encoder, pictures, ("features",), temporary / "encoder.onnx")
         told = {
             "sha256": file_sha256(temporary / "weights.safetensors"),

@@ -39,7 +39,9 @@ def matte_loss(matte: Tensor, target: Tensor) -> Tensor:
     return F.binary_cross_entropy(matte.clamp(1e-4, 1 - 1e-4), target) + (matte - target).abs().mean()
 
 
-def perceptual_pair(drawn: Tensor, target: Tensor, weight: Tensor, crop_px: int, corner: tuple[int, int] | None) -> tuple[Tensor, Tensor]:
+def perceptual_pair(
+    drawn: Tensor, target: Tensor, weight: Tensor, crop_px: int, corner: tuple[int, int] | None
+) -> tuple[Tensor, Tensor]:
     """The two pictures the perceptual loss compares: a crop at full detail, or (`corner` None) the whole made small.
 
     Where `weight` is small (a background that does not stand still) the target shows through, so that it costs nothing.
@@ -47,12 +49,17 @@ def perceptual_pair(drawn: Tensor, target: Tensor, weight: Tensor, crop_px: int,
     keep = weight.clamp(0, 1)
     mixed = drawn * keep + target * (1 - keep)
     if corner is None:
-        return (F.interpolate(mixed, size=(crop_px, crop_px), mode="area"), F.interpolate(target, size=(crop_px, crop_px), mode="area"))
+        return (
+            F.interpolate(mixed, size=(crop_px, crop_px), mode="area"),
+            F.interpolate(target, size=(crop_px, crop_px), mode="area"),
+        )
     y, x = corner
     return mixed[..., y : y + crop_px, x : x + crop_px], target[..., y : y + crop_px, x : x + crop_px]
 
 
-def reconstruction(drawn: Drawn, target: Tensor, detail: Tensor, background: Tensor, focus: Tensor) -> dict[str, Tensor]:
+def reconstruction(
+    drawn: Drawn, target: Tensor, detail: Tensor, background: Tensor, focus: Tensor
+) -> dict[str, Tensor]:
     """The pixel losses of one batch, by name; `target [N, 4, S, S]`."""
     rgb, matte = target[:, :3], target[:, 3:]
     weight = pixel_weight(matte, background, focus)

@@ -32,7 +32,13 @@ logger = logging.getLogger(__name__)
 PRESETS = {
     "live-256": LiveOptions(),
     "tiny": LiveOptions(
-        size_px=256, feature_channels=4, body_channels=4, deep_channels=4, motion_channels=4, head_channels=4, embedding_channels=8
+        size_px=256,
+        feature_channels=4,
+        body_channels=4,
+        deep_channels=4,
+        motion_channels=4,
+        head_channels=4,
+        embedding_channels=8,
     ),
 }
 WEIGHTS = {"l1": 2.0, "warp": 0.7, "synthesis": 0.5, "matte": 0.3, "lpips": 1.0}
@@ -148,7 +154,9 @@ def train_step(state: State, sample: Sample, perceptual: LPIPS | None, crop_px: 
         for mean, now in zip(state.average.parameters(), state.generator.parameters(), strict=True):
             mean.lerp_(now, 1 - decay)
     state.step += 1
-    return {"loss": float(loss.detach()), "gradient": float(norm)} | {name: float(value.detach()) for name, value in terms.items()}
+    return {"loss": float(loss.detach()), "gradient": float(norm)} | {
+        name: float(value.detach()) for name, value in terms.items()
+    }
 
 
 def to_image(tensor: Tensor) -> np.ndarray:
@@ -162,7 +170,13 @@ def save_samples(state: State, sample: Sample, path: Path) -> None:
     rows = []
     for i in range(len(sample.target)):
         matte = drawn.matte[i].expand(3, -1, -1) * 2 - 1
-        cells = [sample.pictures[i, 0, :3], drawn.looks[i, 0], drawn.looks[i, 1], drawn.synthesised[i], drawn.rgb[i]]
+        cells = [
+            sample.pictures[i, 0, :3],
+            drawn.looks[i, 0],
+            drawn.looks[i, 1],
+            drawn.synthesised[i],
+            drawn.rgb[i],
+        ]
         cells += [sample.target[i, :3], matte, drawn.weight[i] * 2 - 1]
         rows.append(np.hstack([to_image(cell) for cell in cells]))
     cv2.imwrite(str(path), np.vstack(rows)[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 90])
@@ -186,7 +200,9 @@ def validate(state: State, batches: list[Sample], perceptual: LPIPS | None) -> d
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shards", type=Path, default=Path("runs/shards"))
-    parser.add_argument("--run", type=Path, default=Path("runs/live-256"), help="run folder; an existing one is resumed")
+    parser.add_argument(
+        "--run", type=Path, default=Path("runs/live-256"), help="run folder; an existing one is resumed"
+    )
     parser.add_argument("--preset", choices=sorted(PRESETS), default="live-256")
     parser.add_argument("--hours", type=float, default=2.0, help="length of the run, earlier parts counted in")
     parser.add_argument("--steps", type=int, help="stop after so many steps, whatever the hours")
@@ -214,12 +230,20 @@ def main(arguments: list[str] | None = None) -> None:
     if checkpoint.exists():
         load_checkpoint(state, checkpoint, device)
         logger.info("resumed at step %d", state.step)
-    recorded = {name: str(value) for name, value in vars(options).items()} | {"network": asdict(state.generator.options)}
+    recorded = {name: str(value) for name, value in vars(options).items()} | {
+        "network": asdict(state.generator.options)
+    }
     (options.run / "options.json").write_text(json.dumps(recorded, indent=1))
     logger.info("%d people to learn from, %d kept out, on %s", len(learning), len(kept), device)
 
     def loader(dataset: Episodes, workers: int) -> DataLoader[Sample]:
-        return DataLoader(dataset, options.batch, num_workers=workers, collate_fn=collate, prefetch_factor=4 if workers else None)
+        return DataLoader(
+            dataset,
+            options.batch,
+            num_workers=workers,
+            collate_fn=collate,
+            prefetch_factor=4 if workers else None,
+        )
 
     validation = Episodes({name: people[name] for name in kept}, seed=1, augment=False)
     held = [sample for sample, _ in zip(loader(validation, 0), range(4), strict=False)]

@@ -40,13 +40,17 @@ SOFT = 0.032  # sharp set: 1 % lie below; half of those blurred by 1/128 of thei
 TOO_DARK, DARK = 60, 100  # 95th percentile of the face's luma, so that dark skin in good light passes
 BURNT_OUT, BRIGHT = 0.6, 0.25  # share of the face with a channel at its end
 ONE_SIDED = 2.2  # factors of two between the cheeks, in linear light; 2 % of the sharp set reach it
+DARK_EYES = 0.4  # of 250 invented faces only three in dark glasses and one in hard shadow lie below
 MAX_YAW_DEG, FAR_YAW_DEG = 45.0, 35.0
 MAX_PITCH_DEG, FAR_PITCH_DEG = 30.0, 23.0
 FAR_ROLL_DEG = 30.0
 SHUT = 0.125  # lid gap over eye width; open eyes have about 0.28, a squinting laugh 0.10 to 0.18
 SHOWS_TEETH = 0.12
 COVERED_CHROMA, COVERED_LIPS = 12.0, 3.0  # CIELAB: chin unlike brow, and lips unlike lips
-OTHER_PERSON, DOUBTFUL_PERSON = 0.33, 0.42  # SFace cosine; 0.3 % of strangers and 98 % of own photos pass 0.33
+OTHER_PERSON, DOUBTFUL_PERSON = (
+    0.33,
+    0.42,
+)  # SFace cosine; 0.3 % of strangers and 98 % of own photos pass 0.33
 _OTHER_FACE_SHARE = 0.4  # of the largest face's height: smaller ones are passers-by
 
 Verdict = Literal["accepted", "warned", "refused"]
@@ -211,6 +215,8 @@ class Look:
     """Share of the face with a channel of 250 or more."""
     side_light: float
     """Factors of two by which the cheek on the right of the picture outshines the other, in linear light."""
+    eye_light: float
+    """Luma of the brighter eye socket over that of the cheek below; 0.73 as a rule."""
     lids: float
     """Gap between the lids over the width of the eye, mean of both; about 0.28 open, below `SHUT` shut."""
     mouth: float
@@ -307,6 +313,8 @@ def check(rgb: Image, tracker: FaceFinder, name: str = "photo") -> CheckedPhoto:
         cautions.append("the face is a little soft")
     if abs(look.side_light) > ONE_SIDED and abs(look.yaw_deg) < 20:
         cautions.append("the light comes strongly from one side; facing a window is better")
+    if look.eye_light < DARK_EYES:
+        cautions.append("dark glasses or a deep shadow hide the eyes")
     if look.chin_chroma > COVERED_CHROMA and look.lip_red < COVERED_LIPS:
         cautions.append("the mouth seems covered (a mask, a scarf, a hand?)")
     for reason in reversed(refusals):
@@ -426,6 +434,9 @@ _OVAL = (10, 338, 297, 332, 284, 251, 389, 356, 454, 323, 361, 288, 397, 365, 37
 _LIPS = (61, 146, 91, 181, 84, 17, 314, 405, 321, 375, 291, 409, 270, 269, 267, 0, 37, 39, 40, 185)
 _MOUTH = (78, 95, 88, 178, 87, 14, 317, 402, 318, 324, 308, 415, 310, 311, 312, 13, 82, 81, 80, 191)
 _BETWEEN_EYES = (151, 108, 107, 55, 193, 122, 196, 197, 419, 351, 417, 285, 336, 337)
+_EYE_SOCKETS = ((226, 113, 225, 224, 223, 222, 221, 189, 244, 233, 232, 231, 230, 229, 228, 31),
+                (446, 342, 445, 444, 443, 442, 441, 413, 464, 453, 452, 451, 450, 449, 448, 261))
+_CHEEKS = (50, 280)
 _AROUND_MOUTH = (207, 214, 210, 211, 32, 208, 199, 428, 262, 431, 430, 434, 427, 164)
 # fmt: on
 _MEASURED_PX = 256  # height to which larger faces are shrunk first: finer detail than this is never used
@@ -462,6 +473,7 @@ def measure(rgb: Image, face: Face) -> Look:
         light=float(np.percentile(gray[skin], 95)),
         burnt=float((part[skin].max(axis=-1) >= 250).mean()),
         side_light=_side_light(gray, marks, height),
+        eye_light=_eye_light(gray, marks, height),
         lids=(
             _apart(points, 159, 145) / _apart(points, 33, 133)
             + _apart(points, 386, 374) / _apart(points, 263, 362)
@@ -523,17 +535,32 @@ def _sharpness(gray: NDArray[np.float32], skin: NDArray[np.bool_], height: float
     return float(finest[inner].var() / max(4.0, float(features[inner].var())))
 
 
+def _cheek_patches(
+    gray: NDArray[np.float32], marks: NDArray[np.float32], height: float
+) -> list[NDArray[np.float32]]:
+    """A small square of each cheek, the one on the left of the picture first; empty where out of sight."""
+    reach = max(2, round(height * 0.05))
+    patches = []
+    for cheek in _CHEEKS:
+        x, y = (int(value) for value in marks[cheek])
+        patches.append(gray[max(0, y - reach) : max(0, y + reach), max(0, x - reach) : max(0, x + reach)])
+    return patches
+
+
 def _side_light(gray: NDArray[np.float32], marks: NDArray[np.float32], height: float) -> float:
-    linear = (gray / 255) ** 2.2
-    means = []
-    for cheek in (50, 280):
-        x, y = marks[cheek]
-        reach = max(2, round(height * 0.05))
-        patch = linear[max(0, int(y) - reach) : int(y) + reach, max(0, int(x) - reach) : int(x) + reach]
-        means.append(float(patch.mean()) + 1e-3 if patch.size else None)
-    if means[0] is None or means[1] is None:
+    left, right = _cheek_patches((gray / 255) ** 2.2, marks, height)
+    if not left.size or not right.size:
         return 0.0
-    return float(np.log2(means[1] / means[0]))
+    return float(np.log2((right.mean() + 1e-3) / (left.mean() + 1e-3)))
+
+
+def _eye_light(gray: NDArray[np.float32], marks: NDArray[np.float32], height: float) -> float:
+    shares = []
+    for socket, cheek in zip(_EYE_SOCKETS, _cheek_patches(gray, marks, height), strict=True):
+        around = gray[_filled(gray.shape, marks[list(socket)])]
+        if around.size and cheek.size:
+            shares.append(float(np.median(around)) / max(1.0, float(np.median(cheek))))
+    return max(shares, default=1.0)
 
 
 # --- cropping -----------------------------------------------------------------------------------------------

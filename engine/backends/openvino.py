@@ -50,7 +50,9 @@ class OpenVino:
             settings["INFERENCE_PRECISION_HINT"] = self.precision
             # Pinning would fight the tracker's and the camera's threads for the same two cores.
             settings["ENABLE_CPU_PINNING"] = False
-            settings["INFERENCE_NUM_THREADS"] = threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else threads
+            settings["INFERENCE_NUM_THREADS"] = (
+                threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else threads
+            )
         else:
             self.precision = precision
         self.device = device

@@ -89,7 +89,11 @@ class ReferenceEncoder(nn.Module):
         super().__init__()
         wide = options.feature_channels
         self.blocks = nn.Sequential(
-            nn.PixelUnshuffle(2), _conv(4 * PICTURE_CHANNELS + 3, wide), nn.ReLU(inplace=True), _down(wide, wide), _conv(wide, wide)
+            nn.PixelUnshuffle(2),
+            _conv(4 * PICTURE_CHANNELS + 3, wide),
+            nn.ReLU(inplace=True),
+            _down(wide, wide),
+            _conv(wide, wide),
         )
 
     def forward(self, picture: Tensor, raster: Tensor) -> Tensor:
@@ -180,7 +184,9 @@ class LiveGenerator(nn.Module):
         self.reference_encoder = ReferenceEncoder(options)
         self.motion = MotionNet(options)
         self.enter = _conv(2 * options.feature_channels + 12 + 2, body)
-        self.blocks = nn.ModuleList([AdaptiveBlock(body), AdaptiveBlock(deep), AdaptiveBlock(deep), AdaptiveBlock(body)])
+        self.blocks = nn.ModuleList(
+            [AdaptiveBlock(body), AdaptiveBlock(deep), AdaptiveBlock(deep), AdaptiveBlock(body)]
+        )
         self.down = _down(body, deep)
         self.up = _conv(deep, body)
         self.rise = _conv(body, 4 * 24, 1)
@@ -246,22 +252,25 @@ class LiveGenerator(nn.Module):
         tile = tile.float()
         first, last = grids[:, :MAP_COUNT], grids[:, MAP_COUNT:]
         looked = torch.cat(
-            [atlas_grid(first[..., 0], first[..., 1], 0.0, h), atlas_grid(last[..., 0], last[..., 1], tile[:, None], h)], 1
+            [
+                atlas_grid(first[..., 0], first[..., 1], 0.0, h),
+                atlas_grid(last[..., 0], last[..., 1], tile[:, None], h),
+            ],
+            1,
         )
         count = MAP_COUNT + DETAIL_COUNT
         seen = sample(thumbnails, looked.reshape(n, count * h, h, 2))
         seen = seen.reshape(n, PICTURE_CHANNELS, count, h, h).reshape(n, PICTURE_CHANNELS * count, h, h)
         drawn = F.pixel_unshuffle(raster, 2)
         where = torch.stack([(tile == number).float() for number in (1, 2, 3)], 1)
-        masks_a, masks_b, residual = self.motion(
-            torch.cat([seen, drawn, reference_raster, detail, where], 1)
-        )
+        masks_a, masks_b, residual = self.motion(torch.cat([seen, drawn, reference_raster, detail, where], 1))
         flow_a = (masks_a[..., None] * first).sum(1).permute(0, 3, 1, 2) + residual[:, :2]
         flow_b = (masks_b[..., None] * last).sum(1).permute(0, 3, 1, 2) + residual[:, 2:]
         flow = torch.stack([flow_a, flow_b], 1)
 
         grid = torch.cat(
-            [atlas_grid(flow_a[:, 0], flow_a[:, 1], 0.0, h), atlas_grid(flow_b[:, 0], flow_b[:, 1], tile, h)], 1
+            [atlas_grid(flow_a[:, 0], flow_a[:, 1], 0.0, h), atlas_grid(flow_b[:, 0], flow_b[:, 1], tile, h)],
+            1,
         )
         warped = sample(features, grid)
         warped = torch.cat([warped[:, :, :h], warped[:, :, h:] * detail], 1)
@@ -269,7 +278,11 @@ class LiveGenerator(nn.Module):
         fine_tile = F.interpolate(tile[:, None], scale_factor=4.0)[:, 0]
         fine_detail = F.interpolate(detail, scale_factor=4.0, mode="bilinear", align_corners=False)
         grid = torch.cat(
-            [atlas_grid(fine[:, 0], fine[:, 1], 0.0, size), atlas_grid(fine[:, 2], fine[:, 3], fine_tile, size)], 1
+            [
+                atlas_grid(fine[:, 0], fine[:, 1], 0.0, size),
+                atlas_grid(fine[:, 2], fine[:, 3], fine_tile, size),
+            ],
+            1,
         )
         looks = sample(pictures, grid)
         look_a, look_b = looks[:, :, :size], looks[:, :, size:]
@@ -290,7 +303,9 @@ class LiveGenerator(nn.Module):
         leaving = F.pixel_shuffle(F.conv2d(head, weights[4], weights[5], padding=1), 2).float()
         synthesised = torch.tanh(leaving[:, :3])
         bias = leaving.new_tensor([2.0, 2.0, 0.0])[None, :, None, None]
-        allowed = torch.cat([torch.zeros_like(fine_detail), torch.log(fine_detail + 1e-4), torch.zeros_like(fine_detail)], 1)
+        allowed = torch.cat(
+            [torch.zeros_like(fine_detail), torch.log(fine_detail + 1e-4), torch.zeros_like(fine_detail)], 1
+        )
         weight = (leaving[:, 3:6] + bias + allowed).softmax(1)
         matte = torch.sigmoid(leaving[:, 6:7] + 6 * look_a[:, 3:4] - 3)
         rgb = weight[:, :1] * look_a[:, :3] + weight[:, 1:2] * look_b[:, :3] + weight[:, 2:] * synthesised
