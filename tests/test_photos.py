@@ -60,8 +60,7 @@ def is_quadrants(rgb: Image, tolerance: int = 14) -> bool:
     spots = [(y, x) for y in (0.2, 0.8) for x in (0.2, 0.8)]
     return all(
         np.abs(
-            rgb[int(y * rgb.shape[0]), int(x * rgb.shape[1])]
-            - want[int(y * len(want)), int(x * want.shape[1])]
+            rgb[int(y * rgb.shape[0]), int(x * rgb.shape[1])] - want[int(y * len(want)), int(x * want.shape[1])]
         ).max()
         <= tolerance
         for y, x in spots
@@ -145,12 +144,7 @@ def png_that_claims(width: int, height: int) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", checksum)
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"IDAT", zlib.compress(b"0"))
-        + chunk(b"IEND", b"")
-    )
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"0")) + chunk(b"IEND", b"")
 
 
 def jpeg() -> bytes:
@@ -328,9 +322,7 @@ def blurred(rgb: Image, sigma: float) -> Image:
 
 
 def test_blur_is_refused_whatever_the_size(face_photo, tracker):
-    larger = np.asarray(
-        cv2.resize(blurred(face_photo, 3), (1024, 1024), interpolation=cv2.INTER_CUBIC), np.uint8
-    )
+    larger = np.asarray(cv2.resize(blurred(face_photo, 3), (1024, 1024), interpolation=cv2.INTER_CUBIC), np.uint8)
     for rgb in (blurred(face_photo, 3), larger):
         photo = check(rgb, tracker)
         assert photo.verdict == "refused"
@@ -355,6 +347,14 @@ def test_light(face_photo, tracker):
     ramp = np.linspace(1.3, 0.25, 256)[None, :, None]
     one_sided = np.clip(face_photo * ramp, 0, 255).astype(np.uint8)
     assert any("from one side" in reason for reason in check(one_sided, Told(face)).reasons)
+
+
+def test_dark_glasses(face_photo, tracker):
+    face = tracker.track_all(face_photo)[0]
+    shaded = face_photo.copy()
+    for x, y in face.points[[468, 473], :2]:
+        cv2.circle(shaded, (int(x), int(y)), 20, (25, 25, 30), -1)
+    assert any("dark glasses" in reason for reason in check(shaded, Told(face)).reasons)
 
 
 def test_mask_over_the_mouth(face_photo, tracker):
@@ -382,6 +382,7 @@ def looked(name: str, face: Face | None = None, **changes: object) -> CheckedPho
         light=190,
         burnt=0,
         side_light=0,
+        eye_light=0.7,
         lids=0.28,
         mouth=0.02,
         smile=0.58,
@@ -413,9 +414,7 @@ class Names:
 def test_a_stranger_is_refused_and_a_doubtful_one_warned(make_face):
     face = make_face()
     tones = {"one": 10, "two": 12, "three": 14, "stranger": 250, "doubtful": 180}
-    photos = [
-        replace(looked(name, face), rgb=np.full((64, 64, 3), tone, np.uint8)) for name, tone in tones.items()
-    ]
+    photos = [replace(looked(name, face), rgb=np.full((64, 64, 3), tone, np.uint8)) for name, tone in tones.items()]
     verdicts = {photo.name: photo for photo in compare(photos, Names())}
     assert "same person as" in verdicts["stranger"].reasons[0]
     assert [verdicts[name].verdict for name in tones] == [

@@ -181,15 +181,17 @@ def pick_frames(
         rgb = frame.rgb
         if max(rgb.shape) > 1920:
             scale = 1920 / max(rgb.shape)
-            rgb = np.asarray(
-                cv2.resize(rgb, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA), np.uint8
-            )
+            rgb = np.asarray(cv2.resize(rgb, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA), np.uint8)
         photo = check(rgb, tracker, f"{name} at {frame.time_s:.2f} s")
         if photo.look is None or photo.verdict == "refused":
             continue
         kept.append((frame.time_s, photo))
         if len(kept) > 3 * count:  # bounds the memory of a long video
             del kept[_most_redundant([one for _, one in kept])]
+    # A hand before the mouth differs from everything else, and would be picked for that.
+    judged = compare([photo for _, photo in kept])
+    clear = [pair for pair, after in zip(kept, judged, strict=True) if after is pair[1]]
+    kept = clear or kept
     while len(kept) > count:
         del kept[_most_redundant([one for _, one in kept])]
     return [photo for _, photo in kept]
@@ -285,16 +287,12 @@ def check(rgb: Image, tracker: FaceFinder, name: str = "photo") -> CheckedPhoto:
     elif face.points[10, 1] < 0.1 * look.face_px:
         cautions.append("the top of the head is cut off")
     if abs(look.yaw_deg) > MAX_YAW_DEG:
-        refusals.append(
-            f"the head is turned {abs(look.yaw_deg):.0f} degrees aside, more than {MAX_YAW_DEG:.0f}"
-        )
+        refusals.append(f"the head is turned {abs(look.yaw_deg):.0f} degrees aside, more than {MAX_YAW_DEG:.0f}")
     elif abs(look.yaw_deg) > FAR_YAW_DEG:
         cautions.append(f"the head is turned far aside ({abs(look.yaw_deg):.0f} degrees)")
     if abs(look.pitch_deg) > MAX_PITCH_DEG:
         way = "up" if look.pitch_deg > 0 else "down"
-        refusals.append(
-            f"the head looks {abs(look.pitch_deg):.0f} degrees {way}, more than {MAX_PITCH_DEG:.0f}"
-        )
+        refusals.append(f"the head looks {abs(look.pitch_deg):.0f} degrees {way}, more than {MAX_PITCH_DEG:.0f}")
     elif abs(look.pitch_deg) > FAR_PITCH_DEG:
         cautions.append(f"the head looks far {'up' if look.pitch_deg > 0 else 'down'}")
     if abs(look.roll_deg) > FAR_ROLL_DEG:
@@ -334,9 +332,7 @@ def compare(photos: Sequence[CheckedPhoto], embedder: Embedder | None = None) ->
         usual = float(np.median([photo.look.lip_red for photo in usable if photo.look]))
         for index, photo in enumerate(judged):
             if photo in usable and photo.look and usual > 4 and photo.look.lip_red < 0.4 * usual:
-                judged[index] = photo.warned(
-                    "the mouth may be covered: its colour is unlike your other photos"
-                )
+                judged[index] = photo.warned("the mouth may be covered: its colour is unlike your other photos")
     if not any(not photo.blink for photo in usable):
         for index, photo in enumerate(judged):
             if photo.blink and photo.verdict != "refused":
@@ -361,9 +357,7 @@ def advice(photos: Iterable[CheckedPhoto]) -> list[str]:
         wishes.append("one with the head turned a little to the left, and one to the right")
     elif not (wide_left and wide_right):
         side = "left" if wide_right else "right"
-        wishes.append(
-            f"one with the nose pointing to the {side} of the picture: so far none is turned that way"
-        )
+        wishes.append(f"one with the nose pointing to the {side} of the picture: so far none is turned that way")
     if not any(look.mouth > 0.3 for look in looks):
         wishes.append("one with the mouth wide open, as in 'aah'")
     if not any(look.lids < SHUT for look in looks):
@@ -474,10 +468,7 @@ def measure(rgb: Image, face: Face) -> Look:
         burnt=float((part[skin].max(axis=-1) >= 250).mean()),
         side_light=_side_light(gray, marks, height),
         eye_light=_eye_light(gray, marks, height),
-        lids=(
-            _apart(points, 159, 145) / _apart(points, 33, 133)
-            + _apart(points, 386, 374) / _apart(points, 263, 362)
-        )
+        lids=(_apart(points, 159, 145) / _apart(points, 33, 133) + _apart(points, 386, 374) / _apart(points, 263, 362))
         / 2,
         mouth=gap,
         smile=_apart(points, 61, 291) / _apart(points, 33, 263),
@@ -535,9 +526,7 @@ def _sharpness(gray: NDArray[np.float32], skin: NDArray[np.bool_], height: float
     return float(finest[inner].var() / max(4.0, float(features[inner].var())))
 
 
-def _cheek_patches(
-    gray: NDArray[np.float32], marks: NDArray[np.float32], height: float
-) -> list[NDArray[np.float32]]:
+def _cheek_patches(gray: NDArray[np.float32], marks: NDArray[np.float32], height: float) -> list[NDArray[np.float32]]:
     """A small square of each cheek, the one on the left of the picture first; empty where out of sight."""
     reach = max(2, round(height * 0.05))
     patches = []
@@ -610,9 +599,7 @@ def crop(rgb: Image, face: Face, size_px: int = 512) -> HeadCrop:
         top += float(np.clip(-top, 0, give) - np.clip(top + side - height, 0, give))
     scale = size_px / side
     # Pixel centres: the photo's (left - 0.5) falls on the crop's -0.5.
-    transform = np.array(
-        [[scale, 0, (0.5 - left) * scale - 0.5], [0, scale, (0.5 - top) * scale - 0.5]], np.float32
-    )
+    transform = np.array([[scale, 0, (0.5 - left) * scale - 0.5], [0, scale, (0.5 - top) * scale - 0.5]], np.float32)
     picture = _cut(rgb, left, top, side, size_px)
     points = face.points * np.float32(scale)
     points[:, :2] += transform[:, 2]
@@ -641,17 +628,13 @@ def _cut(rgb: Image, left: float, top: float, side: float, size_px: int) -> Imag
         part = _blur_beyond(np.asarray(part, np.uint8), *(edge / fold for edge in beyond), side=side / fold)
     # Edges, not centres, correspond: (crop + 0.5) = ((part + 0.5) * fold + x0 - left) * scale.
     step = scale * fold
-    matrix = np.array(
-        [[step, 0, (x0 - left) * scale + step / 2 - 0.5], [0, step, (y0 - top) * scale + step / 2 - 0.5]]
-    )
+    matrix = np.array([[step, 0, (x0 - left) * scale + step / 2 - 0.5], [0, step, (y0 - top) * scale + step / 2 - 0.5]])
     way = cv2.INTER_CUBIC if step > 1 else cv2.INTER_LINEAR
     picture = cv2.warpAffine(part, matrix, (size_px, size_px), flags=way, borderMode=cv2.BORDER_REPLICATE)
     return np.asarray(picture, np.uint8)
 
 
-def _blur_beyond(
-    padded: Image, above: float, below: float, before: float, after: float, side: float
-) -> Image:
+def _blur_beyond(padded: Image, above: float, below: float, before: float, after: float, side: float) -> Image:
     """Blurs the padding, the more the farther out, so that no streaks are seen."""
     height, width = padded.shape[:2]
     x, y = np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32)
@@ -659,9 +642,7 @@ def _blur_beyond(
     out_y = np.maximum(np.maximum(above - y, y - (height - 1 - below)), 0)
     away = np.minimum(np.maximum(out_x[None], out_y[:, None]) / (0.06 * side), 1)[..., None]
     shrink = max(1, round(side / 128))
-    small = cv2.resize(
-        padded, (max(1, width // shrink), max(1, height // shrink)), interpolation=cv2.INTER_AREA
-    )
+    small = cv2.resize(padded, (max(1, width // shrink), max(1, height // shrink)), interpolation=cv2.INTER_AREA)
     small = cv2.GaussianBlur(small, (0, 0), 128 * 0.03)
     blurred = cv2.resize(small, (width, height), interpolation=cv2.INTER_LINEAR)
     return np.asarray(padded * (1 - away) + blurred * away + 0.5, np.uint8)
@@ -690,9 +671,7 @@ def _allow_heif(path: Path) -> None:
 def _check_size(path: Path, picture: Pillow.Image) -> None:
     width, height = picture.size
     if min(width, height) < _MIN_SIDE_PX:
-        raise PhotoError(
-            f"{path} is only {width} x {height} pixels; a photo needs at least {_MIN_SIDE_PX} a side"
-        )
+        raise PhotoError(f"{path} is only {width} x {height} pixels; a photo needs at least {_MIN_SIDE_PX} a side")
     decodes_small = picture.format in {"JPEG", "MPO"}
     if width * height > (_MAX_PIXELS if decodes_small else _MAX_PIXELS_IN_FULL):
         raise PhotoError(_too_many_pixels(path))
@@ -716,9 +695,7 @@ def _to_srgb(picture: Pillow.Image) -> Pillow.Image:
     if profile:
         try:
             source = ImageCms.ImageCmsProfile(BytesIO(profile))
-            converted = ImageCms.profileToProfile(
-                picture, source, ImageCms.createProfile("sRGB"), outputMode="RGB"
-            )
+            converted = ImageCms.profileToProfile(picture, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
             if converted is not None:
                 return converted
         except (ImageCms.PyCMSError, OSError, ValueError):
