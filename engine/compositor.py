@@ -47,14 +47,10 @@ class Compositor:
         shape = (size_px, size_px, 3)
         if background in {"photo", "blur"}:
             if plate is None:
-                raise ValueError(
-                    f"the background {background!r} needs the avatar's own plate, and it has none"
-                )
+                raise ValueError(f"the background {background!r} needs the avatar's own plate, and it has none")
             backdrop = plate if plate.shape == shape else cover(plate, size_px)
             if background == "blur":
-                backdrop = cv2.GaussianBlur(
-                    backdrop, (0, 0), blur_share * size_px, borderType=cv2.BORDER_REPLICATE
-                )
+                backdrop = cv2.GaussianBlur(backdrop, (0, 0), blur_share * size_px, borderType=cv2.BORDER_REPLICATE)
         elif background == "color":
             backdrop = np.full(shape, parse_color(color), np.uint8)
         else:
@@ -72,9 +68,7 @@ class Compositor:
         Where the matte is 0 the backdrop comes through unchanged. Written into `out` when given.
         """
         if rgb.shape != self.backdrop.shape or matte.shape != self.backdrop.shape[:2]:
-            raise ValueError(
-                f"this background is {self.backdrop.shape}: got {rgb.shape} with a matte of {matte.shape}"
-            )
+            raise ValueError(f"this background is {self.backdrop.shape}: got {rgb.shape} with a matte of {matte.shape}")
         if self._tight is not None:
             cv2.LUT(matte, self._tight, dst=self._matte)
             matte = self._matte
@@ -107,7 +101,7 @@ def clean_plate(photos: Image | Sequence[Image], mattes: Matte | Sequence[Matte]
     for rgb, mask in zip(rgbs[1:], masks[1:], strict=True):
         if rgb.shape != rgbs[0].shape:
             continue
-        free = _free(mask)
+        free = _free(mask, margin=2 * _PERSON_MARGIN)  # only to fill in, so only where surely free
         both = (known > 0.99) & (free > 0.99)
         if both.mean() < 0.05:
             continue
@@ -161,9 +155,7 @@ def cover(rgb: Image, size_px: int) -> Image:
     top, left = (height - side) // 2, (width - side) // 2
     square = rgb[top : top + side, left : left + side]
     shrinks = side >= size_px
-    resized = cv2.resize(
-        square, (size_px, size_px), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
-    )
+    resized = cv2.resize(square, (size_px, size_px), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
     return np.ascontiguousarray(resized, np.uint8)
 
 
@@ -185,9 +177,9 @@ def to_i420(rgb: Image) -> NDArray[np.uint8]:
     return np.asarray(cv2.cvtColor(rgb, cv2.COLOR_RGB2YUV_I420), np.uint8)
 
 
-def _free(matte: Matte) -> NDArray[np.float32]:
+def _free(matte: Matte, margin: float = _PERSON_MARGIN) -> NDArray[np.float32]:
     """1 where nothing of the person reaches, 0 on the person, `[H, W]`."""
-    reach = max(1, round(min(matte.shape) * _PERSON_MARGIN))
+    reach = max(1, round(min(matte.shape) * margin))
     away = cv2.distanceTransform((matte <= 12).astype(np.uint8), cv2.DIST_L2, 5)
     return (away > reach).astype(np.float32)
 

@@ -140,9 +140,7 @@ class FileSink(_Closing):
             self._part.touch()  # libav opens its file late; a read-only folder shall be known now
             self._container = av.open(str(self._part), "w", format="mp4", options={"movflags": "+faststart"})
             rate = Fraction(fps).limit_denominator(1001)
-            self._stream = self._container.add_stream(
-                "libx264", rate=rate, options={"crf": str(crf), "preset": "fast"}
-            )
+            self._stream = self._container.add_stream("libx264", rate=rate, options={"crf": str(crf), "preset": "fast"})
             self._stream.width, self._stream.height = self._even.shape[1], self._even.shape[0]
             self._stream.pix_fmt = "yuv420p"
             context = self._stream.codec_context

@@ -98,9 +98,7 @@ class Clip:
             if container in self._open_containers:
                 self._open_containers.remove(container)
         if self.trouble is None and self.duration_s - (last_s + 1 / self.fps) > max(0.5, 2 / self.fps):
-            self.trouble = (
-                f"{self.path} is cut short: {last_s:.1f} s of {self.duration_s:.1f} s could be read"
-            )
+            self.trouble = f"{self.path} is cut short: {last_s:.1f} s of {self.duration_s:.1f} s could be read"
         if self.trouble:
             log.warning(self.trouble)
 

@@ -42,9 +42,7 @@ def write_talking_clip(path: Path, codec: str, seconds: float = 2.0) -> Path:
         tone = np.where(time_s >= CLICK_S, 8000 * np.sin(2 * np.pi * 440 * time_s), 0).astype(np.int16)
         frame = AudioFrame.from_ndarray(tone[None], "s16", layout)
         frame.sample_rate, frame.pts, frame.time_base = rate_hz, 0, Fraction(1, rate_hz)
-        resampler = av.AudioResampler(
-            sound.codec_context.format, layout, rate_hz, frame_size=sound.frame_size
-        )
+        resampler = av.AudioResampler(sound.codec_context.format, layout, rate_hz, frame_size=sound.frame_size)
         for part in [*resampler.resample(frame), *resampler.resample(None)]:
             container.mux(sound.encode(part))
         container.mux(sound.encode(None))
