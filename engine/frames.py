@@ -11,7 +11,10 @@ Image = NDArray[np.uint8]
 """A picture, `[H, W, 3]` uint8, RGB unless a name says otherwise."""
 
 Points = NDArray[np.float32]
-"""Landmarks, `[478, 3]` float32: x right, y down, z away from the camera, all in pixels of the frame."""
+"""Landmarks, `[478, 3]` float32: x right, y down, z away from the camera, all in pixels of the frame.
+
+Places count from the picture's edge, as MediaPipe's do: the middle of the first pixel is at 0.5, the right edge at W.
+"""
 
 POINT_COUNT = 478
 

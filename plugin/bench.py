@@ -35,7 +35,7 @@ _LONG = 5000
 
 
 def _avatar(out: Path, base: Base, config: Config) -> tuple[Avatar, Path]:
-    """The demo's person without fine-tuning (it costs the same to draw); made once and kept while the base is the same."""
+    """The demo's person, not fine-tuned (it costs the same to draw); kept while the base is the same."""
     path = out / "home" / "avatars" / "bench.avatar"
     os.environ["UNDERSTUDY_HOME"] = str((out / "home").absolute())
     if path.is_file():
@@ -81,7 +81,8 @@ def _webcam_frames(renderer: Renderer, count: int) -> list[Frame]:
     frames = []
     for number in range(count):
         shot = cv2.resize(renderer.draw(faces[number % len(faces)]).rgb, (480, 480), interpolation=cv2.INTER_AREA)
-        frames.append(Frame(cv2.copyMakeBorder(shot, 0, 0, 80, 80, cv2.BORDER_REPLICATE), number / fps))
+        wide = cv2.copyMakeBorder(shot, 0, 0, 80, 80, cv2.BORDER_REPLICATE)
+        frames.append(Frame(np.asarray(wide, np.uint8), number / fps))
     return frames
 
 

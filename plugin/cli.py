@@ -1,4 +1,4 @@
-"""`understudy`: reads the command line, builds what it names, hands over. Everything heavy is imported where it is used."""
+"""`understudy`: reads the command line, builds what it names, hands over. What is heavy is imported where it is used."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from engine.base import open_base
 from engine.config import load
 from engine.frames import Face, Frame, Image
 from engine.tracker import Tracker
-from plugin.render import Report, Rendered, render, with_options
+from plugin.render import Rendered, Report, render, with_options
 from plugin.webcam import Clip
 
 ASSETS = Path(__file__).parent / "assets" / "demo"
@@ -49,7 +49,7 @@ def identity_similarity(video: Path, photos: list[Path], every: int = 25) -> flo
         return sface.embed(rgb, face.points) if isinstance(face, Face) else None
 
     with Tracker(video=False) as tracker, Clip(video) as clip:
-        known = [one for one in (embed(tracker, load_photo(photo)) for photo in photos) if one is not None]
+        known = [one for photo in photos if (one := embed(tracker, load_photo(photo))) is not None]
         drawn = [embed(tracker, frame.rgb) for frame in itertools.islice(clip, 0, None, every)]
     seen = [one for one in drawn if one is not None]
     if not known or not seen:
@@ -93,7 +93,7 @@ def _tell(
         ("drawn", f"{done.frames} frames of 512 px, {done.backend}"),
         (
             "pace",
-            f"{1e3 / stages['renderer']['median_ms']:.0f} frames a second drawn; first after {done.first_frame_s:.2f} s",
+            f"{1e3 / stages['renderer']['median_ms']:.0f} frames a second; the first after {done.first_frame_s:.2f} s",
         ),
         *((f"  {name}", f"{one['median_ms']:.2f} ms (95 %: {one['p95_ms']:.2f} ms)") for name, one in stages.items()),
         ("identity", f"{similarity:.3f} SFace cosine to photos it never saw (same person above 0.42)"),
