@@ -42,7 +42,7 @@ class Base:
 
 
 def file_sha256(path: Path) -> str:
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -65,7 +65,7 @@ def open_base(folder: Path | None = None) -> Base:
         )
     except FileNotFoundError:
         raise ValueError(f"there is no base model in {folder}: install the program again") from None
-    except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{folder / 'base.json'} is damaged ({error}): install the program again") from None
     for name in FILES[:2]:
         if not (folder / name).is_file():
@@ -75,7 +75,11 @@ def open_base(folder: Path | None = None) -> Base:
 
 def verify(base: Base) -> None:
     """Compare every file with the hash in `base.json`; raises `ValueError` naming the first that differs."""
-    hashes = json.loads((base.folder / "base.json").read_text(encoding="utf-8"))["files"]
+    told = base.folder / "base.json"
+    try:
+        hashes = dict(json.loads(told.read_text(encoding="utf-8"))["files"])
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{told} is damaged ({error}): install the program again") from None
     for name, expected in hashes.items():
-        if file_sha256(base.folder / name) != expected:
+        if not (base.folder / name).is_file() or file_sha256(base.folder / name) != expected:
             raise ValueError(f"{base.folder / name} is not the file that was shipped: install the program again")

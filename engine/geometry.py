@@ -22,7 +22,7 @@ RASTER_PX = 128
 LIPS_OUTER = [61, 185, 40, 39, 37, 0, 267, 269, 270, 409, 291, 375, 321, 405, 314, 17, 84, 181, 91, 146]
 LIPS_INNER = [78, 191, 80, 81, 82, 13, 312, 311, 310, 415, 308, 324, 318, 402, 317, 14, 87, 178, 88, 95]
 UPPER_LIP = LIPS_OUTER[:11] + LIPS_INNER[:11]
-LOWER_LIP = [61, 291, 78, 308] + LIPS_OUTER[11:] + LIPS_INNER[11:]
+LOWER_LIP = [61, 291, 78, 308, *LIPS_OUTER[11:], *LIPS_INNER[11:]]
 EYE_RIGHT = [33, 246, 161, 160, 159, 158, 157, 173, 133, 155, 154, 153, 145, 144, 163, 7]
 EYE_LEFT = [263, 466, 388, 387, 386, 385, 384, 398, 362, 382, 381, 380, 374, 373, 390, 249]
 BROW_RIGHT = [46, 53, 52, 65, 55, 107, 66, 105, 63, 70]
@@ -89,10 +89,10 @@ def raster(points: Floats) -> NDArray[np.uint8]:
     mouth = np.zeros_like(contours)
 
     def line(canvas: NDArray[np.uint8], indices: list[int], closed: bool, value: int) -> None:
-        cv2.polylines(canvas, [_polygon(points, indices, RASTER_PX)], closed, value, 1, cv2.LINE_AA, 4)
+        cv2.polylines(canvas, [_polygon(points, indices, RASTER_PX)], closed, [value], 1, cv2.LINE_AA, 4)
 
     def fill(canvas: NDArray[np.uint8], indices: list[int], value: int) -> None:
-        cv2.fillPoly(canvas, [_polygon(points, indices, RASTER_PX)], value, cv2.LINE_AA, 4)
+        cv2.fillPoly(canvas, [_polygon(points, indices, RASTER_PX)], [value], cv2.LINE_AA, 4)
 
     line(contours, OVAL, True, 120)
     line(contours, NOSE[:8], False, 200)
@@ -106,7 +106,7 @@ def raster(points: Floats) -> NDArray[np.uint8]:
         radius = float(np.linalg.norm(points[iris[1:], :2] - centre, axis=1).mean()) * RASTER_PX / 2
         x, y = ((centre + 1.0) * (RASTER_PX / 2) - 0.5) * 16
         opening = np.zeros_like(eyes)
-        cv2.circle(opening, (round(float(x)), round(float(y))), max(round(radius * 16), 1), 255, -1, cv2.LINE_AA, 4)
+        cv2.circle(opening, (round(float(x)), round(float(y))), max(round(radius * 16), 1), [255], -1, cv2.LINE_AA, 4)
         np.maximum(eyes, np.where(eyes > 60, opening, 0), out=eyes)
     fill(mouth, LIPS_OUTER, 130)
     fill(mouth, LIPS_INNER, 255)
@@ -115,9 +115,9 @@ def raster(points: Floats) -> NDArray[np.uint8]:
 
 
 def head_similarity(target: Floats, references: Floats) -> Floats:
-    """Least-squares similarity (Umeyama 1991, in the plane) of the stable points: `[R, 2, 3]`, target -> each reference.
+    """Least-squares similarity of the stable points, target -> each reference: `[R, 2, 3]`.
 
-    `target` is `[478, 2+]`, `references` `[R, 478, 2+]`, crop units.
+    Umeyama 1991, in the plane. `target` is `[478, 2+]`, `references` `[R, 478, 2+]`, crop units.
     """
     p = target[STABLE, :2]
     q = references[:, STABLE, :2]
@@ -216,11 +216,11 @@ def zones(target: Floats) -> tuple[NDArray[np.uint8], Floats]:
     index = np.zeros((GRID_PX, GRID_PX), np.uint8)
     for number, members in ((1, EYES_ZONE), (2, MOUTH_ZONE)):
         own = np.zeros_like(index)
-        cv2.fillConvexPoly(own, cv2.convexHull(_polygon(target, members, GRID_PX)), 1, cv2.LINE_8, 4)
+        cv2.fillConvexPoly(own, cv2.convexHull(_polygon(target, members, GRID_PX)), [1], cv2.LINE_8, 4)
         index[cv2.dilate(own, _CROSS, iterations=2) > 0] = number
     inside = np.empty((3, GRID_PX, GRID_PX), np.float32)
     for number in range(3):
-        own = cv2.erode((index == number).astype(np.uint8), _SQUARE, iterations=2, borderValue=1)
+        own = cv2.erode((index == number).astype(np.uint8), _SQUARE, iterations=2, borderValue=[1])
         inside[number] = cv2.blur(own.astype(np.float32), (3, 3))
     return index, inside
 

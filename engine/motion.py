@@ -220,10 +220,10 @@ class Rest:
 
     def missing(self, absent: NoFace) -> Floats:
         """No face in this frame. Returns the landmarks to draw."""
-        if self._seen_s is None:
-            return self._resting
         if self._lost_from is None:
             self._lost_from = self._shown
+        if self._seen_s is None:
+            return self._resting
         away_s = absent.time_s - self._seen_s - self._hold_s
         share = _smoothstep(away_s / self._ease_s) if self._ease_s > 0 else float(away_s > 0)
         self._shown = (self._lost_from + share * (self._resting - self._lost_from)).astype(np.float32)

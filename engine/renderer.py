@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -27,6 +28,7 @@ from engine.tracker import canonical_face, fit_pose
 logger = logging.getLogger(__name__)
 
 Floats = NDArray[np.float32]
+_NO_MAP: Any = None  # the first map of a remap holds x and y; OpenCV's stubs do not know of that form
 _DEVICES = {"auto": "CPU", "cpu": "CPU", "gpu": "GPU"}
 
 
@@ -48,18 +50,23 @@ class Prepared:
     """`[size_px, size_px, 3]`: the photo at the size of the output."""
 
 
+def resized(picture: Image, size_px: int) -> Image:
+    """A square picture or matte at another size: made smaller by area, larger by a cubic."""
+    way = cv2.INTER_AREA if size_px < picture.shape[0] else cv2.INTER_CUBIC
+    return np.asarray(cv2.resize(picture, (size_px, size_px), interpolation=way), np.uint8)
+
+
 def prepare_picture(rgb: Image, matte: NDArray[np.uint8], size_px: int) -> Floats:
-    """`[4, size_px, size_px]`: RGB in -1..1, matte in 0..1, made smaller by area."""
+    """`[4, size_px, size_px]`: RGB in -1..1, matte in 0..1."""
     if rgb.shape[0] != size_px:
-        rgb = cv2.resize(rgb, (size_px, size_px), interpolation=cv2.INTER_AREA)
-        matte = cv2.resize(matte, (size_px, size_px), interpolation=cv2.INTER_AREA)
+        rgb, matte = resized(rgb, size_px), resized(matte, size_px)
     planes = np.dstack([rgb.astype(np.float32) / 127.5 - 1, matte.astype(np.float32) / 255])
     return np.ascontiguousarray(planes.transpose(2, 0, 1))
 
 
 def _by_area(planes: Floats, size_px: int) -> Floats:
     small = cv2.resize(planes.transpose(1, 2, 0), (size_px, size_px), interpolation=cv2.INTER_AREA)
-    return np.ascontiguousarray(small.transpose(2, 0, 1))
+    return np.ascontiguousarray(small.transpose(2, 0, 1), np.float32)
 
 
 def raster_planes(points: Floats) -> Floats:
@@ -72,10 +79,7 @@ def prepare(reference: Reference, encoder: OpenVino, size_px: int, output_px: in
     points = geometry.to_crop_units(reference.points, reference.rgb.shape[0])
     raster = raster_planes(points)
     features = encoder.run({"picture": picture[None], "raster": raster[None]})["features"][0].astype(np.float32)
-    full = reference.rgb
-    if full.shape[0] != output_px:
-        shrink = output_px < full.shape[0]
-        full = cv2.resize(full, (output_px, output_px), interpolation=cv2.INTER_AREA if shrink else cv2.INTER_CUBIC)
+    full = reference.rgb if reference.rgb.shape[0] == output_px else resized(reference.rgb, output_px)
     return Prepared(picture, _by_area(picture, size_px // 4), features, _by_area(raster, size_px // 4), points, full)
 
 
@@ -92,7 +96,10 @@ class Generator:
         self.size_px, self.network_px = size_px, base.size_px
         self._direct = size_px == base.size_px
         outputs = ("rgb", "matte") if self._direct else ("matte", "flow", "weight", "synthesised")
-        constants = {name: np.asarray(avatar.tuned[name], np.float32) for name in ("modulation", *base.tuned)}
+        wanted = ("modulation", *base.tuned)
+        if missing := [name for name in wanted if name not in avatar.tuned]:
+            raise ValueError(f"the avatar {avatar.name} lacks the tuned values {missing[0]!r}: enrol again")
+        constants = {name: np.asarray(avatar.tuned[name], np.float32) for name in wanted}
         device = _DEVICES[engine.device]
         self.backend = OpenVino(base.generator, constants, outputs, device, engine.precision, engine.threads)
         encoder = OpenVino(base.encoder, None, None, device, "f32", engine.threads)
@@ -139,7 +146,7 @@ class Generator:
             self._shown[tile] = chosen[tile]
 
     def draw(self, target: Floats, chosen: NDArray[np.int64], fade: Floats) -> tuple[Image, NDArray[np.uint8]]:
-        """Landmarks `[478, 3]` in crop units -> picture `[S, S, 3]` and matte `[S, S]`; both are overwritten by the next call.
+        """Landmarks `[478, 3]` in crop units -> picture `[S, S, 3]`, matte `[S, S]`; the next call overwrites both.
 
         `chosen [4]` and `fade [3]` as `ReferenceChooser.choose` gives them.
         """
@@ -154,7 +161,7 @@ class Generator:
             }
         )
         if self._direct:
-            return drawn["rgb"][0], drawn["matte"][0]  # type: ignore[return-value]
+            return np.asarray(drawn["rgb"][0], np.uint8), np.asarray(drawn["matte"][0], np.uint8)
         return self._enlarge(drawn, told.tile, int(chosen[0]))
 
     def _enlarge(
@@ -163,19 +170,13 @@ class Generator:
         s = self.size_px
         flow = drawn["flow"][0].astype(np.float32) * (s / 2) + (s / 2 - 0.5)
         cv2.resize(flow[0], (s, s), self._maps, interpolation=cv2.INTER_LINEAR)
-        cv2.remap(
-            self.prepared[slot_a].full,
-            self._maps,
-            None,
-            cv2.INTER_LINEAR,
-            self._looks[0],
-            cv2.BORDER_REPLICATE,
-        )
+        full_a = self.prepared[slot_a].full
+        cv2.remap(full_a, self._maps, _NO_MAP, cv2.INTER_LINEAR, self._looks[0], cv2.BORDER_REPLICATE)
         np.clip(flow[1, ..., 1], 0, s - 1, out=flow[1, ..., 1])
         cv2.resize(flow[1], (s, s), self._maps, interpolation=cv2.INTER_LINEAR)
         cv2.resize(tile - np.uint8(1), (s, s), self._tiles, interpolation=cv2.INTER_NEAREST)
         self._maps[..., 1] += self._tiles * np.float32(s)
-        cv2.remap(self._full_b, self._maps, None, cv2.INTER_LINEAR, self._looks[1], cv2.BORDER_REPLICATE)
+        cv2.remap(self._full_b, self._maps, _NO_MAP, cv2.INTER_LINEAR, self._looks[1], cv2.BORDER_REPLICATE)
         cv2.resize(drawn["synthesised"][0], (s, s), self._looks[2], interpolation=cv2.INTER_CUBIC)
         weight = drawn["weight"][0]
         self._rgb[:] = 0
@@ -240,7 +241,7 @@ class Renderer:
         if self.absolute_square is None:
             self.absolute_square = square_around(tracked)
         left, top, side = self.absolute_square
-        points = tracked.points - np.float32([left, top, 0])
+        points = tracked.points - np.array([left, top, 0], np.float32)
         return self._rest.seen(geometry.to_crop_units(points, side), tracked.time_s)
 
     def draw(self, tracked: Face | NoFace) -> Frame:

@@ -165,7 +165,7 @@ class Tracker:
         self._canonical = canonical_face()
         self._near: _Square | None = None
         self._next_square = 0
-        with _quiet_stderr():
+        with quiet_stderr():
             from mediapipe.framework.formats import rect_pb2
             from mediapipe.python.solution_base import PacketDataType, SolutionBase
             from mediapipe.python.solutions.face_detection import FaceDetection
@@ -389,7 +389,7 @@ def _close_looks(width: int, height: int) -> Iterator[tuple[int, int, int, int]]
 
 
 @contextlib.contextmanager
-def _quiet_stderr() -> Iterator[None]:
+def quiet_stderr() -> Iterator[None]:
     """Drops what C++ libraries write to file descriptor 2; mediapipe's start-up chatter has no switch.
 
     The whole process is mute on stderr for that time, so this is for construction only.

@@ -1,4 +1,4 @@
-"""`understudy`: reads the command line, builds what it names, hands over. What is heavy is imported where it is used."""
+"""`understudy`: reads the command line, builds what it names, hands over; what is heavy is imported on use."""
 
 from __future__ import annotations
 
@@ -6,17 +6,24 @@ import argparse
 import logging
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
 log = logging.getLogger("understudy")
 
 
+class _Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are sentences like all others."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message} (see {self.prog} --help)")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="understudy", description="Appear in video calls as your own photoreal avatar."
-    )
+    parser = _Parser(prog="understudy", description="Appear in video calls as your own photoreal avatar.")
     parser.add_argument("--config", type=Path, help="a TOML file with the settings to change")
     parser.add_argument("--verbose", action="store_true", help="show where an error comes from")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -73,6 +80,21 @@ class _Bar:
         self._bar, self._stage = None, None
 
 
+@contextmanager
+def _training() -> Iterator[None]:
+    """Around what reaches into `training`: what may be missing there, in the words of this program."""
+    from training.fetch import FetchError
+
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name in ("torch", "safetensors"):
+            raise ValueError("this needs the training parts: pip install 'understudy[train]'") from error
+        raise
+    except FetchError as error:
+        raise OSError(str(error)) from error
+
+
 def _enrol(options: argparse.Namespace) -> None:
     from dataclasses import replace
 
@@ -82,12 +104,6 @@ def _enrol(options: argparse.Namespace) -> None:
     from plugin.webcam import Clip
 
     avatars.check_name(options.name)
-    try:
-        from training.enrol import enrol
-    except ModuleNotFoundError as error:
-        if error.name in ("torch", "safetensors"):
-            raise ValueError("enrolling needs the training parts: pip install 'understudy[train]'") from None
-        raise
     config = load(options.config)
     if options.tune_s is not None:
         if not 0 <= options.tune_s <= 86400:
@@ -96,7 +112,10 @@ def _enrol(options: argparse.Namespace) -> None:
     contact = options.contact or avatars.place(options.name).with_suffix(".png")
     bar = _Bar()
     try:
-        result = enrol(options.photos, options.name, open_base(), config, bar, Clip, contact)
+        with _training():
+            from training.enrol import enrol
+
+            result = enrol(options.photos, options.name, open_base(), config, bar, Clip, contact)
     finally:
         bar.close()
     print_enrolment(result)
@@ -112,11 +131,12 @@ def print_enrolment(result: object) -> None:
         print(f" {mark} {photo.name}" + (f": {'; '.join(photo.reasons)}" if photo.reasons else ""))
     checks = result.avatar.checks
     if "lpips_before" in checks:
-        print(
-            f"fine-tuned in {checks['steps']} steps: LPIPS of the held-back photo {checks['lpips_before']} -> {checks['lpips_after']}"
-        )
-    else:
+        distance = f"{checks['lpips_before']} -> {checks['lpips_after']}"
+        print(f"fine-tuned in {checks['steps']} steps: LPIPS of the held-back photo {distance}")
+    elif len(result.avatar.references) < 3:
         print("not fine-tuned: that takes three photos or more")
+    else:
+        print("not fine-tuned: enrol.tune_s is 0")
     for wish in result.advice[:3]:
         print(f"would help: {wish}")
     spent = ", ".join(f"{name} {value:.1f} s" for name, value in result.seconds.items())
@@ -178,7 +198,10 @@ def _avatars(options: argparse.Namespace) -> None:
 
     there = avatars.listing()
     for one in there:
-        print(one)
+        if one.header is None:
+            print(f"{one.path.stem}: {one.problem}")
+        else:
+            print(f"{one.path.stem}  {one.header.created}  {one.header.size_px} px  {one.path}")
     if not there:
         print(f"no avatars in {avatars.home()}; make one: understudy enrol PHOTOS... --name NAME")
 
@@ -186,13 +209,19 @@ def _avatars(options: argparse.Namespace) -> None:
 def _demo(options: argparse.Namespace) -> None:
     from plugin.demo import demo
 
-    demo(options.out, options.config, _Bar())
+    bar = _Bar()
+    try:
+        with _training():
+            demo(options.out, options.config, bar)
+    finally:
+        bar.close()
 
 
 def _bench(options: argparse.Namespace) -> None:
     from plugin.bench import bench
 
-    bench(options.out, options.config)
+    with _training():
+        bench(options.out, options.config)
 
 
 _COMMANDS = {"enrol": _enrol, "render": _render, "avatars": _avatars, "demo": _demo, "bench": _bench}
@@ -204,19 +233,23 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0 done, 1 an error told in one sentence, 130 interrupted."""
-    options = _parser().parse_args(arguments)
-    logging.basicConfig(level=logging.INFO if options.verbose else logging.WARNING, format="%(message)s")
-    signal.signal(signal.SIGTERM, _stop)
+    verbose = False
+    before = signal.signal(signal.SIGTERM, _stop)
     try:
+        options = _parser().parse_args(arguments)
+        verbose = options.verbose
+        logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(message)s")
         _COMMANDS[options.command](options)
     except KeyboardInterrupt:
         print("\nstopped; nothing half-written was left", file=sys.stderr)
         return 130
     except (ValueError, OSError) as error:
-        if options.verbose:
+        if verbose:
             log.exception("the trace:")
-        print(f"understudy: {error}", file=sys.stderr)
+        print(f"understudy: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
+    finally:
+        signal.signal(signal.SIGTERM, before)
     return 0
 
 

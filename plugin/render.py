@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import time
+import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -51,10 +52,14 @@ def read_faces(path: Path) -> tuple[list[Face], float]:
     try:
         with np.load(path, allow_pickle=False) as stored:
             points, times, size = stored["points"].astype(np.float32), stored["time_s"], stored["size_px"]
-    except (OSError, ValueError, KeyError) as error:
+    except FileNotFoundError:
+        raise ValueError(f"there is no file {path}") from None
+    except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is not a recorded stream of landmarks ({error})") from None
     if points.ndim != 3 or points.shape[1:] != (478, 3) or len(points) != len(times) or len(points) < 2:
         raise ValueError(f"{path} holds points of shape {list(points.shape)}, not [frames, 478, 3]")
+    if not np.isfinite(points).all() or size.shape != (2,) or not (np.diff(times) > 0).all():
+        raise ValueError(f"{path} is no stream of landmarks: its numbers or its times make no sense")
     canonical = canonical_face()
     width, height = (int(value) for value in size)
     faces = [
@@ -63,11 +68,27 @@ def read_faces(path: Path) -> tuple[list[Face], float]:
     return faces, float((len(times) - 1) / (times[-1] - times[0]))
 
 
+class Crowd:
+    """Looks now and then whether the one who is followed is alone in the picture."""
+
+    def __init__(self, tracker: Tracker, every_s: float = 2.0) -> None:
+        self._tracker, self._every_s, self._due_s = tracker, every_s, -np.inf
+        self.most = 0
+        """The most faces that were seen at once."""
+
+    def look(self, frame: Frame) -> None:
+        if self.most < 2 and frame.time_s >= self._due_s:
+            self._due_s = frame.time_s + self._every_s
+            self.most = max(self.most, len(self._tracker.track_all(frame.rgb)))
+
+
 def track(
-    frames: Iterable[Frame], tracker: Tracker, smoother: Smoother | None, meter: Meter
+    frames: Iterable[Frame], tracker: Tracker, smoother: Smoother | None, meter: Meter, crowd: Crowd | None = None
 ) -> Iterator[Face | NoFace]:
     """Frames -> faces, smoothed unless `smoother` is None."""
     for frame in frames:
+        if crowd is not None:
+            crowd.look(frame)
         with meter.stage("tracker"):
             face = tracker.track(frame)
             if smoother is not None:
@@ -119,11 +140,13 @@ def render(
     """
     began = time.perf_counter()
     meter = Meter()
+    if out.exists() and drive.exists() and out.samefile(drive):
+        raise ValueError(f"{out} is the clip that drives: give the result another name")
     if drive.suffix.lower() == ".npz":
         recorded, fps = read_faces(drive)
         total = len(recorded)
         audio = None
-        clip = tracker = None
+        clip = tracker = crowd = None
         stream: Iterator[Face | NoFace] = iter(recorded)
     else:
         clip = Clip(drive)
@@ -132,7 +155,8 @@ def render(
         tracker = Tracker.from_config(config.tracker, video=True)
         # Absolute drawing is for measuring: the landmarks shall be those of the frame, not of its past.
         smoother = None if config.render.motion == "absolute" else Smoother.from_config(config.tracker)
-        stream = track(clip, tracker, smoother, meter)
+        crowd = Crowd(tracker)
+        stream = track(clip, tracker, smoother, meter, crowd)
     size = config.render.size_px
     count = faceless = 0
     first_frame_s = 0.0
@@ -168,6 +192,8 @@ def render(
     ):
         left, top, side = renderer.absolute_square
         notes.append(f"the picture is the square of the clip at x {left:.1f}, y {top:.1f}, side {side:.1f} px")
+    if crowd is not None and crowd.most > 1:
+        notes.append(f"{crowd.most} faces are in the clip: the largest one drives the avatar")
     if faceless:
         notes.append(f"{faceless} of {count} frames showed no face: the avatar held still, then rested")
     return Rendered(out, count, faceless, time.perf_counter() - began, first_frame_s, renderer.describe(), meter, notes)
@@ -176,4 +202,4 @@ def render(
 def with_options(config: Config, **options: object) -> Config:
     """`config` with what the command line says of `[render]`; None leaves the configured value."""
     given = {name: value for name, value in options.items() if value is not None}
-    return replace(config, render=replace(config.render, **given))  # type: ignore[arg-type]
+    return replace(config, render=replace(config.render, **given))

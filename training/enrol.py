@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from engine.base import Base
 from engine.config import Config
 from engine.frames import Face, Frame, Image, Points
 from engine.motion import HeadFace, neutrality, to_head
-from engine.renderer import Generator, avatar_face
+from engine.renderer import Generator, avatar_face, resized
 from engine.tracker import Tracker, canonical_face, fit_pose
 from training import losses, photos
 from training.episodes import Episodes, Sample, collate, picture_tensor, raster_tensor
@@ -47,6 +48,7 @@ _WEIGHTS = {"l1": 1.0, "synthesis": 0.2, "matte": 0.1, "lpips": 1.0}
 _LEAST_TO_TUNE = 3
 _PATIENCE = 5
 _SAME_SCENE_LEVELS = 14.0
+_SHEET_SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,7 +66,7 @@ class PersonShot:
         return self.picture
 
     def matte(self, size_px: int) -> NDArray[np.uint8]:
-        return cv2.resize(self.mask, (size_px, size_px), interpolation=cv2.INTER_LINEAR)
+        return np.asarray(cv2.resize(self.mask, (size_px, size_px), interpolation=cv2.INTER_LINEAR), np.uint8)
 
 
 @dataclass(slots=True)
@@ -92,7 +94,7 @@ def check_photos(
         for number, path in enumerate(found):
             report("checking photos", number, len(found))
             checked.extend(photos.open_all([path], tracker, open_clip))
-    judged = photos.compare(checked, SFace())
+    judged = photos.compare(checked, SFace() if len(checked) > 1 else None)
     usable = [photo for photo in judged if photo.verdict != "refused"]
     report("checking photos", len(found), len(found))
     if not usable:
@@ -132,8 +134,7 @@ def to_shots(references: Sequence[Reference], size_px: int) -> list[PersonShot]:
     shots: list[PersonShot] = []
     for number, one in enumerate(references):
         side = one.rgb.shape[0]
-        picture = cv2.resize(one.rgb, (size_px, size_px), interpolation=cv2.INTER_AREA)
-        mask = cv2.resize(one.matte, (size_px, size_px), interpolation=cv2.INTER_AREA)
+        picture, mask = resized(one.rgb, size_px), resized(one.matte, size_px)
         scene = next((shot.clip for shot in shots if _same_scene(shot, picture, mask)), f"scene {number}")
         shots.append(PersonShot(scene, number, picture, mask, one.points * np.float32(size_px / side)))
     return shots
@@ -184,7 +185,7 @@ class Person:
             for value, kept in zip(self.parameters(), snapshot, strict=True):
                 value.copy_(kept)
 
-    def tuned(self) -> dict[str, NDArray[np.float32]]:
+    def tuned(self) -> dict[str, NDArray[np.float16] | NDArray[np.float32]]:
         values = [value.detach().numpy().astype(np.float32) for value in self.parameters()]
         return dict(zip(("modulation", *TUNED), values, strict=True))
 
@@ -356,6 +357,8 @@ def enrol(
     Raises `PhotoError`/`ValueError` with one sentence for input, `OSError` with one for the disk.
     """
     path = avatars.place(name)
+    if contact is not None and contact.suffix.lower() not in _SHEET_SUFFIXES:
+        raise ValueError(f"a contact sheet is a {' or '.join(_SHEET_SUFFIXES)}: {contact} does not end like that")
     seconds: dict[str, float] = {}
     clock = _Clock(seconds)
     checked = check_photos(paths, open_clip, config.enrol.max_photos, report)
@@ -364,17 +367,29 @@ def enrol(
     made, _, _ = build(usable, name, base, config, report)
     clock("fine-tune")
     report("writing", 0, 2)
-    sheet = contact_sheet(made, base, config) if contact is not None else None
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if sheet is not None and contact is not None:
-        contact.parent.mkdir(parents=True, exist_ok=True)
-        if not cv2.imwrite(str(contact), cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR)):
-            raise OSError(f"{contact} could not be written")
-    report("writing", 1, 2)
-    avatars.save(made, path)
+    with _beside(contact, made, base, config):
+        report("writing", 1, 2)
+        avatars.save(made, path)
     report("writing", 2, 2)
     clock("write")
     return Enrolment(checked, photos.advice(checked), made, path, contact, seconds)
+
+
+@contextmanager
+def _beside(contact: Path | None, made: Avatar, base: Base, config: Config) -> Iterator[None]:
+    """The contact sheet takes its place when the block has gone well; until then an older one stays."""
+    if contact is None:
+        yield
+        return
+    sheet = cv2.cvtColor(contact_sheet(made, base, config), cv2.COLOR_RGB2BGR)
+    contact.parent.mkdir(parents=True, exist_ok=True)
+    part = contact.with_name(f".{contact.name}.part")
+    try:
+        part.write_bytes(cv2.imencode(contact.suffix, sheet)[1].tobytes())
+        yield
+        part.replace(contact)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 class _Clock:
@@ -395,7 +410,7 @@ def new_poses(avatar: Avatar) -> Iterator[tuple[str, Points]]:
     rest = to_head(avatar_face(avatar))
 
     def turned(yaw_deg: float, pitch_deg: float) -> Points:
-        axis = np.float64([pitch_deg, -yaw_deg, 0]) * np.pi / 180
+        axis = np.radians(np.array([pitch_deg, -yaw_deg, 0.0]))
         turn = cv2.Rodrigues(axis)[0].astype(np.float32)
         moved = HeadFace(rest.shape, turn @ rest.rotation, rest.translation, rest.scale)
         return geometry.to_crop_units(moved.to_picture(), avatar.size_px)

@@ -8,11 +8,12 @@ chance, so that the network learns to distrust a reference that does not fit.
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import logging
 import tarfile
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -22,7 +23,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import IterableDataset
+from torch.utils.data import DataLoader, Dataset
 
 from engine import geometry
 from engine.frames import Image, Points
@@ -58,39 +59,54 @@ class KeptFrame:
     points: Points
 
     def rgb(self) -> Image:
-        return cv2.cvtColor(cv2.imdecode(np.frombuffer(self.jpeg, np.uint8), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+        bgr = cv2.imdecode(np.frombuffer(self.jpeg, np.uint8), cv2.IMREAD_COLOR)
+        return np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), np.uint8)
 
     def matte(self, size_px: int) -> NDArray[np.uint8]:
         matte = cv2.imdecode(np.frombuffer(self.matte_png, np.uint8), cv2.IMREAD_GRAYSCALE)
-        return cv2.resize(matte, (size_px, size_px), interpolation=cv2.INTER_LINEAR)
+        return np.asarray(cv2.resize(matte, (size_px, size_px), interpolation=cv2.INTER_LINEAR), np.uint8)
 
 
 def load_shards(folder: Path, split: str) -> dict[str, dict[str, list[Shot]]]:
-    """person -> clip -> its shots in order. Raises `ValueError` when the folder has no shard of that split."""
+    """person -> clip -> its shots in order.
+
+    Raises `ValueError` when the folder has no shard of that split, or one that is damaged.
+    """
     people: dict[str, dict[str, list[Shot]]] = defaultdict(dict)
     for path in sorted(folder.glob("*.tar")):
-        with tarfile.open(path) as tar:
-            parts = {member.name: member for member in tar.getmembers()}
+        try:
+            person, shots = _read_shard(path, split)
+        except (tarfile.TarError, OSError, EOFError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{path} is damaged ({error}): delete it and run python -m training.prepare again"
+            ) from error
+        if shots:
+            people[person][path.stem] = shots
+    if not people:
+        raise ValueError(f"{folder} holds no shard of the split {split!r}: run python -m training.prepare first")
+    return dict(people)
 
-            def read(name: str, tar: tarfile.TarFile = tar, parts: dict[str, tarfile.TarInfo] = parts) -> bytes:
-                content = tar.extractfile(parts[name])
-                assert content is not None
-                return content.read()
 
-            about = json.loads(read("clip.json"))
-            if about["split"] != split:
-                continue
-            shots: list[Shot] = []
+def _read_shard(path: Path, split: str) -> tuple[str, list[Shot]]:
+    """Person and shots of one shard; no shots when it belongs to another split."""
+    with tarfile.open(path) as tar:
+        parts = {member.name: member for member in tar.getmembers()}
+
+        def read(name: str) -> bytes:
+            content = tar.extractfile(parts[name])
+            if content is None:
+                raise ValueError(f"{name} in it is no file")
+            return content.read()
+
+        about = json.loads(read("clip.json"))
+        shots: list[Shot] = []
+        if about["split"] == split:
             for name in sorted(parts):
                 if name.endswith(".jpg"):
                     stem = name[:-4]
                     points = np.load(io.BytesIO(read(stem + ".npy")), allow_pickle=False)
                     shots.append(KeptFrame(path.stem, int(stem), read(name), read(stem + ".png"), points))
-            if shots:
-                people[about["person"]][path.stem] = shots
-    if not people:
-        raise ValueError(f"{folder} holds no shard of the split {split!r}: run python -m training.prepare first")
-    return dict(people)
+        return about["person"], shots
 
 
 @dataclass(slots=True)
@@ -156,9 +172,13 @@ def _moved(
     points[:, :2] = points[:, :2] @ matrix[:, :2].T + matrix[:, 2]
     points[:, 2] *= float(np.sqrt(abs(np.linalg.det(matrix[:, :2]))))
     pixel = matrix.copy()
-    pixel[:, 2] += matrix[:, :2] @ np.float32([0.5, 0.5]) - 0.5
-    rgb = cv2.warpAffine(rgb, pixel, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
-    matte = cv2.warpAffine(matte, pixel, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
+    pixel[:, 2] += matrix[:, :2] @ np.full(2, 0.5, np.float32) - 0.5
+    rgb, matte = (
+        np.asarray(
+            cv2.warpAffine(one, pixel, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101), np.uint8
+        )
+        for one in (rgb, matte)
+    )
     return rgb, matte, points
 
 
@@ -169,12 +189,12 @@ def choose(
     return np.stack([geometry.misfit(target, reference) for reference in references]).argmin(0)
 
 
-class Episodes(IterableDataset[Sample]):
-    """An endless stream of episodes; every worker and rank draws from a generator of its own seed."""
+class Episodes(Dataset[Sample]):
+    """Endless and numbered: episode n depends on the seed and on n alone, whoever draws it and whenever."""
 
     def __init__(
         self,
-        people: dict[str, dict[str, list[Shot]]],
+        people: Mapping[str, Mapping[str, Sequence[Shot]]],
         shots: int = 8,
         size_px: int = 256,
         seed: int = 0,
@@ -182,16 +202,14 @@ class Episodes(IterableDataset[Sample]):
     ) -> None:
         self.people = {person: clips for person, clips in people.items() if sum(map(len, clips.values())) > 1}
         self.names = sorted(self.people)
+        if not self.names:
+            raise ValueError("nobody here has two pictures, and an episode takes two")
         frames = np.array([sum(map(len, self.people[name].values())) for name in self.names], np.float64)
         self.odds = np.sqrt(frames) / np.sqrt(frames).sum()
         self.shots, self.size_px, self.seed, self.augment = shots, size_px, seed, augment
 
-    def __iter__(self) -> Iterator[Sample]:
-        worker = torch.utils.data.get_worker_info()
-        rng = np.random.default_rng([self.seed, worker.id if worker else 0])
-        cv2.setNumThreads(1)
-        while True:
-            yield self.draw(rng)
+    def __getitem__(self, number: int) -> Sample:
+        return self.draw(np.random.default_rng([self.seed, number]))
 
     def draw(self, rng: np.random.Generator) -> Sample:
         clips = self.people[self.names[rng.choice(len(self.names), p=self.odds)]]
@@ -209,7 +227,7 @@ class Episodes(IterableDataset[Sample]):
         support = [pool[index] for index in rng.permutation(len(pool))[: self.shots]]
         return self.episode(target, support, rng)
 
-    def episode(self, target: Shot, support: list[Shot], rng: np.random.Generator) -> Sample:
+    def episode(self, target: Shot, support: Sequence[Shot], rng: np.random.Generator) -> Sample:
         wanted = geometry.describe(target.points)
         offered = [geometry.describe(shot.points) for shot in support]
         best = choose(wanted, offered)
@@ -226,7 +244,7 @@ class Episodes(IterableDataset[Sample]):
     @staticmethod
     def assemble(
         target: Shot,
-        chosen: list[Shot],
+        chosen: Sequence[Shot],
         fade: NDArray[np.float32],
         size: int,
         rng: np.random.Generator | None = None,
@@ -266,7 +284,7 @@ class Episodes(IterableDataset[Sample]):
         focus = np.zeros((size, size), np.uint8)
         for part in (geometry.LIPS_OUTER, geometry.EYE_LEFT, geometry.EYE_RIGHT):
             outline = cv2.convexHull(np.round((target_points[part, :2] + 1) * size / 2).astype(np.int32))
-            cv2.fillConvexPoly(focus, outline, 255)
+            cv2.fillConvexPoly(focus, outline, [255])
         focus = cv2.blur(cv2.dilate(focus, np.ones((5, 5), np.uint8)), (5, 5))
         still = target.clip == chosen[0].clip and not apart
         return Sample(
@@ -277,3 +295,21 @@ class Episodes(IterableDataset[Sample]):
             background=torch.tensor(1.0 if still else 0.05),
             focus=torch.from_numpy(focus[None].astype(np.float32) / 255),
         )
+
+
+def batches(episodes: Episodes, size: int, first: int = 0, workers: int = 0) -> DataLoader[Sample]:
+    """Batches without end, from number `first` on: batch k holds the same episodes however many workers draw it."""
+    return DataLoader(
+        episodes,
+        size,
+        sampler=itertools.count(first * size),
+        num_workers=workers,
+        collate_fn=collate,
+        prefetch_factor=4 if workers else None,
+        worker_init_fn=_alone,
+    )
+
+
+def _alone(worker: int) -> None:
+    """Workers share the cores by being many; OpenCV's threads would only be in each other's way."""
+    cv2.setNumThreads(1)

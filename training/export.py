@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
 import tempfile
 import warnings
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -73,10 +73,18 @@ def _bytes(picture: Tensor) -> Tensor:
 
 
 def load_generator(weights: Path) -> LiveGenerator:
-    """The network of a base, float32, from its `weights.safetensors` (options in `base.json` beside it)."""
-    told = json.loads((weights.parent / "base.json").read_text(encoding="utf-8"))
-    generator = LiveGenerator(LiveOptions(**told["options"]))
-    generator.load_state_dict({name: value.float() for name, value in load_file(weights).items()})
+    """The network of a base, float32, from its `weights.safetensors` (options in `base.json` beside it).
+
+    Raises `ValueError` with one sentence when they are missing or damaged.
+    """
+    try:
+        told = json.loads((weights.parent / "base.json").read_text(encoding="utf-8"))
+        generator = LiveGenerator(LiveOptions(**told["options"]))
+        generator.load_state_dict({name: value.float() for name, value in load_file(weights).items()})
+    except FileNotFoundError:
+        raise ValueError(f"the base model in {weights.parent} is not whole: install the program again") from None
+    except (SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{weights} does not hold the weights of its base: install the program again") from error
     return generator.eval()
 
 
@@ -126,7 +134,7 @@ def write_base(generator: LiveGenerator, folder: Path, record: dict[str, Any]) -
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: value.half().contiguous() for name, value in generator.state_dict().items()}
     generator.load_state_dict({name: value.float() for name, value in state.items()})
-    generator = generator.eval().to(memory_format=torch.contiguous_format)
+    generator = generator.eval().to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
     with tempfile.TemporaryDirectory(dir=folder) as made:
         temporary = Path(made)
         save_file(state, temporary / "weights.safetensors")
@@ -149,7 +157,8 @@ def write_base(generator: LiveGenerator, folder: Path, record: dict[str, Any]) -
         }
         (temporary / "base.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
         for name in (*FILES, "base.json"):
-            os.replace(temporary / name, folder / name)
+            (temporary / name).chmod(0o644)  # safetensors keeps its files to their owner
+            (temporary / name).replace(folder / name)
     return open_base(folder)
 
 

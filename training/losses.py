@@ -10,8 +10,9 @@ from training.networks.live import Drawn
 
 
 def pixel_weight(matte: Tensor, background: Tensor, focus: Tensor) -> Tensor:
-    """How much each pixel counts, `[N, 1, S, S]`: the person 1 and more on eyes and mouth, the rest as far as it stands still.
+    """How much each pixel counts, `[N, 1, S, S]`.
 
+    The person counts 1, and more on eyes and mouth, the rest as far as it stands still.
     `matte [N, 1, S, S]`, `background [N]`, `focus [N, 1, S, S]`.
     """
     person = F.max_pool2d(matte, 9, 1, 4)

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.frames import Image
+from engine.tracker import quiet_stderr
 
 Matte = NDArray[np.uint8]
 """`[H, W]` uint8: 0 is background, 255 person."""
@@ -27,9 +28,11 @@ class Matter:
 
     def __init__(self) -> None:
         # Imported here: mediapipe takes most of a second and not everybody who imports this module mattes.
-        from mediapipe.python.solutions import selfie_segmentation
+        with quiet_stderr():
+            from mediapipe.python.solutions import selfie_segmentation
 
-        self._network: Any = selfie_segmentation.SelfieSegmentation(model_selection=0)
+            self._network: Any = selfie_segmentation.SelfieSegmentation(model_selection=0)
+            self._network.process(np.zeros((_NETWORK_PX, _NETWORK_PX, 3), np.uint8))  # the chatter comes with this
 
     def matte(self, rgb: Image) -> Matte:
         """The mask of the person in `[H, W, 3]` RGB, `[H, W]`."""

@@ -11,19 +11,18 @@ import copy
 import json
 import logging
 import math
-import os
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from training import losses
-from training.episodes import Episodes, Sample, collate, load_shards
+from training.episodes import Episodes, Sample, batches, load_shards
 from training.networks.live import Drawn, LiveGenerator, LiveOptions, atlas, thumbnail
 from training.networks.perceptual import LPIPS
 
@@ -54,11 +53,10 @@ class State:
     step: int = 0
     seconds: float = 0.0
     skipped: int = 0
-    history: list[dict[str, float]] = field(default_factory=list)
 
 
 def make_state(options: LiveOptions, rate: float, device: torch.device) -> State:
-    generator = LiveGenerator(options).to(device, memory_format=torch.channels_last)
+    generator = LiveGenerator(options).to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     average = copy.deepcopy(generator).requires_grad_(False).eval()
     return State(generator, average, torch.optim.Adam(generator.parameters(), rate, betas=(0.9, 0.99)))
 
@@ -75,7 +73,7 @@ def save_checkpoint(state: State, path: Path) -> None:
     }
     partial = path.with_suffix(".part")
     torch.save(content, partial)
-    os.replace(partial, path)
+    partial.replace(path)
 
 
 def load_checkpoint(state: State, path: Path, device: torch.device) -> None:
@@ -211,6 +209,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--crop-px", type=int, default=144, help="side of what the perceptual loss sees")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--threads", type=int, default=0, help="torch threads, 0 = all")
+    parser.add_argument("--save-s", type=float, default=240.0, help="seconds between checkpoints")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--hold-out", type=int, default=12, help="training people kept for validation")
     parser.add_argument("--seed", type=int, default=0)
@@ -236,25 +235,17 @@ def main(arguments: list[str] | None = None) -> None:
     (options.run / "options.json").write_text(json.dumps(recorded, indent=1))
     logger.info("%d people to learn from, %d kept out, on %s", len(learning), len(kept), device)
 
-    def loader(dataset: Episodes, workers: int) -> DataLoader[Sample]:
-        return DataLoader(
-            dataset,
-            options.batch,
-            num_workers=workers,
-            collate_fn=collate,
-            prefetch_factor=4 if workers else None,
-        )
-
     validation = Episodes({name: people[name] for name in kept}, seed=1, augment=False)
-    held = [sample for sample, _ in zip(loader(validation, 0), range(4), strict=False)]
-    held = [to_device(sample, device) for sample in held]
-    perceptual = LPIPS("vgg").to(device, memory_format=torch.channels_last).eval() if options.preset != "tiny" else None
+    held = [to_device(sample, device) for sample in islice(batches(validation, options.batch), 4)]
+    perceptual = None
+    if options.preset != "tiny":
+        perceptual = LPIPS("vgg").eval().to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     began, before = time.monotonic(), state.seconds
     saved = began
-    seed = options.seed + 1000 * (state.step + 1)
     recent: list[dict[str, float]] = []
-    with open(options.run / "stats.jsonl", "a") as stats:
-        for sample in loader(Episodes(learning, seed=seed), options.workers):
+    with (options.run / "stats.jsonl").open("a") as stats:
+        # Batch and step go by one number, so that a run that was resumed sees what it would have seen.
+        for sample in batches(Episodes(learning, seed=options.seed), options.batch, state.step, options.workers):
             progress = state.seconds / (options.hours * 3600)
             if options.steps:
                 progress = max(progress, state.step / options.steps)
@@ -262,17 +253,20 @@ def main(arguments: list[str] | None = None) -> None:
                 break
             for group in state.optimiser.param_groups:
                 group["lr"] = learning_rate(options.rate, progress, state.step)
-            recent.append(train_step(state, to_device(sample, device), perceptual, options.crop_px, bf16=True))
+            told = train_step(state, to_device(sample, device), perceptual, options.crop_px, bf16=True)
+            if all(map(math.isfinite, told.values())):
+                recent.append(told)
             now = time.monotonic()
             state.seconds = before + now - began
             if state.step % 20 == 0:
-                means = {name: float(np.mean([one[name] for one in recent])) for name in recent[-1]}
+                means = {name: float(np.mean([one[name] for one in recent])) for name in recent[-1]} if recent else {}
                 recent.clear()
-                stats.write(json.dumps({"step": state.step, "seconds": state.seconds} | means) + "\n")
+                now_at = {"step": state.step, "seconds": state.seconds, "skipped": state.skipped}
+                stats.write(json.dumps(now_at | means) + "\n")
                 stats.flush()
                 text = " ".join(f"{name} {value:.4f}" for name, value in means.items())
                 logger.info("step %d, %.0f s, %s", state.step, state.seconds, text)
-            if now - saved > 240 or state.step == 50:
+            if now - saved >= options.save_s or state.step == 50:
                 saved = now
                 save_checkpoint(state, checkpoint)
                 measured = validate(state, held, perceptual)

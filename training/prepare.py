@@ -21,6 +21,7 @@ from pathlib import Path
 import av
 import cv2
 import numpy as np
+from av.error import FFmpegError
 
 from engine.frames import Face, Frame
 
@@ -53,6 +54,7 @@ def prepare_clip(clip: Path, shard: Path, about: dict[str, str], every: int, siz
                     rgb = picture.to_ndarray(format="rgb24")
                     if rgb.shape[0] != size_px or rgb.shape[1] != size_px:
                         rgb = cv2.resize(rgb, (size_px, size_px), interpolation=cv2.INTER_AREA)
+                    rgb = np.asarray(rgb, np.uint8)
                     face = tracker.track(Frame(rgb, float(picture.time or 0.0)))
                     if not isinstance(face, Face):
                         continue
@@ -64,10 +66,10 @@ def prepare_clip(clip: Path, shard: Path, about: dict[str, str], every: int, siz
                     _add(tar, f"{number:05d}.npy", points.getvalue())
                     _add(tar, f"{number:05d}.png", cv2.imencode(".png", matte)[1].tobytes())
                     kept += 1
-        except (av.FFmpegError, OSError) as error:
+        except (FFmpegError, OSError) as error:
             raise ValueError(f"{clip} cannot be decoded: {error}") from error
         _add(tar, "clip.json", json.dumps({**about, "frames": kept}).encode())
-    os.replace(partial, shard)
+    partial.replace(shard)
     return kept
 
 
@@ -91,7 +93,7 @@ def main(arguments: list[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     options.out.mkdir(parents=True, exist_ok=True)
     jobs = []
-    with open(options.folder / "index.tsv", newline="") as index:
+    with (options.folder / "index.tsv").open(newline="") as index:
         for row in csv.DictReader(index, delimiter="\t"):
             clip = options.folder / row["clip"]
             shard = options.out / f"{clip.stem}.tar"
@@ -101,7 +103,7 @@ def main(arguments: list[str] | None = None) -> None:
     broken: list[str] = []
     frames = 0
     with ProcessPoolExecutor(options.workers) as pool:
-        for done, (name, result) in enumerate(pool.map(_prepare, jobs, chunksize=4), 1):
+        for done, (_, result) in enumerate(pool.map(_prepare, jobs, chunksize=4), 1):
             if isinstance(result, str):
                 broken.append(result)
             else:

@@ -22,7 +22,8 @@ class OpenVino:
     """One compiled graph with one request; not thread-safe.
 
     `device` is OpenVINO's name ("CPU", "GPU", "NPU", "AUTO"); `precision` "auto" takes bf16 where the processor has it
-    and f32 elsewhere; `threads` 0 leaves the number to OpenVINO. Raises `ValueError` for a device that is not there.
+    and f32 elsewhere; `threads` 0 leaves the number to OpenVINO. Raises `ValueError` for a device that is not
+    there and a file that is no network.
     """
 
     def __init__(
@@ -37,7 +38,10 @@ class OpenVino:
         core = ov.Core()
         if device not in ("AUTO", *core.available_devices):
             raise ValueError(f"OpenVINO has no device {device!r} here, only {', '.join(core.available_devices)}")
-        graph = core.read_model(str(model))
+        try:
+            graph = core.read_model(str(model))
+        except RuntimeError as error:
+            raise ValueError(f"{model} cannot be read as a network: install the program again") from error
         _bind(graph, constants or {})
         if outputs is not None:
             _keep_outputs(graph, outputs)

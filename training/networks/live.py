@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -74,7 +75,7 @@ class Embedder(nn.Module):
     def __init__(self, options: LiveOptions) -> None:
         super().__init__()
         widths = [6, 32, 64, 96, 128, options.embedding_channels]
-        self.blocks = nn.Sequential(*[_down(a, b) for a, b in zip(widths, widths[1:], strict=False)])
+        self.blocks = nn.Sequential(*[_down(a, b) for a, b in pairwise(widths)])
 
     def forward(self, rgb: Tensor, raster: Tensor) -> Tensor:
         """`[N, 3, 128, 128]` in -1..1 and `[N, 3, 128, 128]` in 0..1 -> `[N, embedding_channels]`."""
@@ -184,23 +185,22 @@ class LiveGenerator(nn.Module):
         self.reference_encoder = ReferenceEncoder(options)
         self.motion = MotionNet(options)
         self.enter = _conv(2 * options.feature_channels + 12 + 2, body)
-        self.blocks = nn.ModuleList(
-            [AdaptiveBlock(body), AdaptiveBlock(deep), AdaptiveBlock(deep), AdaptiveBlock(body)]
-        )
+        blocks = [AdaptiveBlock(body), AdaptiveBlock(deep), AdaptiveBlock(deep), AdaptiveBlock(body)]
+        self.blocks = nn.ModuleList(blocks)
         self.down = _down(body, deep)
         self.up = _conv(deep, body)
         self.rise = _conv(body, 4 * 24, 1)
         self.head = _conv(24 + 2 * 4 * PICTURE_CHANNELS + 3 + 1, options.head_channels)
         self.output = _conv(options.head_channels, 4 * 7)
-        self.modulation_counts = [block.modulation_count for block in self.blocks]  # type: ignore[union-attr]
+        self.modulation_counts = [block.modulation_count for block in blocks]
         self.projection = nn.Linear(options.embedding_channels, sum(self.modulation_counts))
         nn.init.normal_(self.projection.weight, std=0.01)
         nn.init.zeros_(self.projection.bias)
         nn.init.zeros_(self.motion.leave.weight)
         with torch.no_grad():
-            self.motion.leave.bias.zero_()
-            self.motion.leave.bias[MAP_COUNT - 2 : MAP_COUNT] += 1.5
-            self.output.bias.zero_()  # type: ignore[union-attr]
+            leaning = self.get_parameter("motion.leave.bias").zero_()
+            leaning[MAP_COUNT - 2 : MAP_COUNT] += 1.5
+            nn.init.zeros_(self.get_parameter("output.bias"))
             self.output.weight.mul_(0.3)
 
     def options_dict(self) -> dict[str, int]:
@@ -244,7 +244,7 @@ class LiveGenerator(nn.Module):
         `tile [N, S/4, S/4]` (1, 2 or 3) and `detail [N, 1, S/4, S/4]`, as `engine.geometry.condition` makes them.
         Changing only with the choice of references, each an atlas (`atlas`): `pictures [N, 4, 4 S, S]`, their
         `thumbnails [N, 4, S, S/4]` and `features [N, C, S, S/4]`; and slot A's own `reference_raster [N, 3, S/4, S/4]`.
-        Constant: `modulation [N, M]`, and the person's own weights of the `TUNED` layers in that order (None: the base's).
+        Constant: `modulation [N, M]`, and the person's own weights of the `TUNED` layers in order (None: the base's).
         """
         size = pictures.shape[-1]
         h = size // 4
