@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -201,7 +202,7 @@ def test_finder_moves_over_smoothly_and_never_to_a_worse_one(make_face: MakeFace
         face = better if frame == 0 else make_face(yaw_deg=30, mouth_open_cm=2)
         shown.append(finder.look(replace(face, time_s=1 + frame / 30)))
     pictures = [one.to_picture() for one in shown]
-    steps = [float(np.abs(b - a).max()) for a, b in zip(pictures, pictures[1:], strict=False)]
+    steps = [float(np.abs(b - a).max()) for a, b in pairwise(pictures)]
     assert max(steps) < 0.12 * way, "a jump"
     left = [float(np.abs(one - to_head(better).to_picture()).max()) for one in pictures]
     assert left[16] < 0.5 * way
