@@ -1,4 +1,4 @@
-"""Videos -> a stream of landmarks, numbers only: `python -m training.record VIDEO --out STREAM.npz --note "source, licence"`.
+"""Videos -> a stream of landmarks, numbers only: `python -m training.record VIDEO --out STREAM.npz --note "licence"`.
 
 `python -m training.record --demo FOLDER --out plugin/assets/demo/talking.npz` makes the stream of the demo from three
 recordings (`plugin/assets/demo/README.md` says where they come from). Every movement in it was recorded from a person;
@@ -28,7 +28,7 @@ IRISES = slice(468, POINT_COUNT)
 FPS = 25
 SIZE_PX = (640, 480)
 SMOOTHING = np.array([-3, 12, 17, 12, -3]) / 35
-"""A parabola fitted through five frames (Savitzky and Golay 1964): takes the jitter, leaves a blink as deep as it is."""
+"""A parabola fitted through five frames (Savitzky and Golay 1964): takes the jitter, leaves a blink as deep."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,18 +118,16 @@ def track(
             if not found:
                 raise ValueError(f"{path} shows no face at {frame.time:.2f} s; cut it to where there is one.")
             height, width = rgb.shape[:2]
-            points.append(
-                np.array([(p.x, p.y, p.z) for p in found[0].landmark], np.float32) * (width, height, width)
-            )
+            points.append(np.array([(p.x, p.y, p.z) for p in found[0].landmark], np.float32) * (width, height, width))
             times.append(float(frame.time or 0))
-    return np.float32(points), np.array(times) - times[0]
+    return np.asarray(points, np.float32), np.array(times) - times[0]
 
 
 def smooth(points: Track) -> Track:
     """`points` with `SMOOTHING` run over time; it looks ahead, so it is for recordings only."""
     half = len(SMOOTHING) // 2
     padded = np.pad(points, ((half, half), (0, 0), (0, 0)), mode="edge")
-    return np.float32(sum(weight * padded[k : k + len(points)] for k, weight in enumerate(SMOOTHING)))
+    return np.asarray(sum(weight * padded[k : k + len(points)] for k, weight in enumerate(SMOOTHING)), np.float32)
 
 
 def cut(points: Track, time_s: NDArray[np.float64], piece: Piece) -> Track:
@@ -138,8 +136,8 @@ def cut(points: Track, time_s: NDArray[np.float64], piece: Piece) -> Track:
     wanted = piece.start_s + np.arange(count) * piece.speed / FPS
     after = np.clip(np.searchsorted(time_s, wanted), 1, len(time_s) - 1)
     share = (wanted - time_s[after - 1]) / (time_s[after] - time_s[after - 1])
-    return np.float32(
-        points[after - 1] + (points[after] - points[after - 1]) * share.clip(0, 1)[:, None, None]
+    return np.asarray(
+        points[after - 1] + (points[after] - points[after - 1]) * share.clip(0, 1)[:, None, None], np.float32
     )
 
 
@@ -151,7 +149,7 @@ def join(pieces: list[Track]) -> Track:
     for piece in pieces[1:]:
         between = whole[-overlap:] * (1 - weight) + piece[:overlap] * weight
         whole = np.concatenate([whole[:-overlap], between, piece[overlap:]])
-    return np.float32(whole)
+    return np.asarray(whole, np.float32)
 
 
 def axes(points: Track) -> NDArray[np.float32]:
@@ -161,7 +159,7 @@ def axes(points: Track) -> NDArray[np.float32]:
     y = points[:, 152] - points[:, 10]
     y -= x * (x * y).sum(1, keepdims=True)
     y /= np.linalg.norm(y, axis=1, keepdims=True)
-    return np.float32(np.stack([x, y, np.cross(x, y)], axis=1))
+    return np.asarray(np.stack([x, y, np.cross(x, y)], axis=1), np.float32)
 
 
 def side_px(points: Track) -> NDArray[np.float32]:
@@ -182,7 +180,7 @@ def part_weight(part: str, rest: NDArray[np.float32]) -> NDArray[np.float32]:
         weight = down * (1 - np.clip((np.abs(rest[:, 0] - rest[13, 0]) - 0.25) / 0.15, 0, 1))
     else:
         raise ValueError(f"There is no part {part!r}; there are lips, lids and pose.")
-    return np.float32(weight)[:, None]
+    return weight[:, None].astype(np.float32)
 
 
 def both_sides(change: Track) -> Track:
@@ -190,7 +188,7 @@ def both_sides(change: Track) -> Track:
     face = np.load(CANONICAL_FACE)["vertices_cm"]
     twin = ((face[:, None] - face * (-1, 1, 1)) ** 2).sum(2).argmin(1)
     alike = change.copy()
-    alike[:, : len(face)] = (change[:, : len(face)] + change[:, twin] * np.float32((-1, 1, 1))) / 2
+    alike[:, : len(face)] = (change[:, : len(face)] + change[:, twin] * np.array((-1, 1, 1), np.float32)) / 2
     return alike
 
 
@@ -227,18 +225,19 @@ def compose(tracks: Mapping[str, tuple[Track, NDArray[np.float64]]]) -> Track:
 def save(path: Path, points: Track, time_s: NDArray[np.float64], size_px: tuple[int, int], note: str) -> None:
     """Writes the stream: `points` to a 32nd of a pixel, `time_s`, `size_px` (width, height) and `note`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    rounded = np.float32(np.round(points * 32) / 32)
     np.savez_compressed(
-        path, points=rounded, time_s=np.float32(time_s), size_px=np.int32(size_px), note=np.array(note)
+        path,
+        points=(np.round(points * 32) / 32).astype(np.float32),
+        time_s=time_s.astype(np.float32),
+        size_px=np.array(size_px, np.int32),
+        note=np.array(note),
     )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("video", type=Path, nargs="?", help="a recording of one person")
-    parser.add_argument(
-        "--demo", type=Path, help="a folder with " + ", ".join(clip.file for clip in CLIPS.values())
-    )
+    parser.add_argument("--demo", type=Path, help="a folder with " + ", ".join(clip.file for clip in CLIPS.values()))
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--note", default="", help="where the recording comes from and its licence")
     given = parser.parse_args()
