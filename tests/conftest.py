@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image as Pillow
 
+from engine.avatar import Avatar, Reference
+from engine.base import Base
 from engine.frames import Face, Image, Points
-from engine.tracker import canonical_face
+from engine.tracker import canonical_face, fit_pose
 
 FACES = Path(__file__).parent / "faces"
 
@@ -80,9 +83,7 @@ def make_face() -> Callable[..., Face]:
     ) -> Face:
         rotation = rotation_from_euler(yaw_deg, pitch_deg, roll_deg)
         translation = np.array([*center_px, 0.0])
-        points: Points = (scale * _canonical_points_cm(mouth_open_cm) @ rotation.T + translation).astype(
-            np.float32
-        )
+        points: Points = (scale * _canonical_points_cm(mouth_open_cm) @ rotation.T + translation).astype(np.float32)
         return Face(
             points=points,
             rotation=rotation.astype(np.float32),
@@ -94,3 +95,64 @@ def make_face() -> Callable[..., Face]:
         )
 
     return make
+
+
+# --- a network, a base and an avatar, all tiny --------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Base:
+    """A base with a tiny network of random weights: it copies its references about, and says nothing sensible."""
+    import torch
+
+    from training.export import write_base
+    from training.meta_learn import PRESETS
+    from training.networks.live import LiveGenerator
+
+    torch.manual_seed(0)
+    generator = LiveGenerator(PRESETS["tiny"])
+    with torch.no_grad():
+        torch.nn.init.normal_(generator.motion.leave.weight, std=0.02)  # so that the motion depends on what is seen
+    return write_base(generator, tmp_path_factory.mktemp("base"), {"note": "tiny, random"})
+
+
+def landmarks(name: str) -> Points:
+    """What the tracker sees in a picture of `tests/faces`, `[478, 3]` pixels of it."""
+    with np.load(FACES / "landmarks.npz", allow_pickle=False) as stored:
+        return stored[name]
+
+
+def reference_of(name: str) -> Reference:
+    """A picture of `tests/faces` as an enrolled reference of 512 px, its person an ellipse."""
+    large = np.asarray(cv2.resize(photo(name), (512, 512), interpolation=cv2.INTER_CUBIC), np.uint8)
+    points = landmarks(name) * np.float32(2)
+    matte = np.zeros((512, 512), np.uint8)
+    cv2.ellipse(matte, (256, 290), (150, 220), 0, 0, 360, [255], -1)
+    matte = np.asarray(cv2.GaussianBlur(matte, (0, 0), 6), np.uint8)
+    return Reference(large, matte, points, *fit_pose(points, canonical_face()))
+
+
+@pytest.fixture(scope="session")
+def tiny_references() -> tuple[Reference, ...]:
+    """A man silent, speaking, and a woman turned aside: pictures that cannot be mistaken for one another."""
+    return tuple(reference_of(name) for name in ("man_still", "man_speaking", "woman_turned"))
+
+
+@pytest.fixture(scope="session")
+def tiny_avatar(tiny_base: Base, tiny_references: tuple[Reference, ...]) -> Avatar:
+    """An avatar over `tiny_base`, not fine-tuned."""
+    from training.enrol import Person, to_shots
+    from training.export import load_generator
+
+    person = Person(load_generator(tiny_base.weights), to_shots(tiny_references, tiny_base.size_px))
+    return Avatar(
+        name="tiny",
+        created="2026-01-31T12:34:56Z",
+        base=tiny_base.sha256,
+        size_px=512,
+        references=tiny_references,
+        embedding=person.embedding[0].numpy(),
+        tuned=person.tuned(),
+        neutral=tiny_references[0].points,
+        checks={},
+    )
