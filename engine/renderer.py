@@ -195,6 +195,34 @@ def avatar_face(avatar: Avatar) -> Face:
     return Face(avatar.neutral, rotation, translation, scale, 1.0, (avatar.size_px, avatar.size_px), 0.0)
 
 
+class Ceiling:
+    """Keeps the upper edge of a tight photo out of the picture.
+
+    Where hair is cut off at the top of the photo, a head that moves down or away would show the cut. The picture then
+    follows the head by just as much, as a camera would.
+    """
+
+    def __init__(self, reference: Reference, points: Floats) -> None:
+        """`points`: the reference's landmarks in crop units."""
+        edge = reference.matte[0] > 127
+        self._points = points
+        self._cut: Floats | None = None
+        if edge.mean() > 0.02:
+            columns = np.flatnonzero(edge)[[0, -1]]
+            across = (2 * columns + 1) / len(edge) - 1
+            self._cut = np.array([[across[0], -1.0], [across[1], -1.0]], np.float32)
+
+    def __call__(self, target: Floats) -> Floats:
+        """`[478, 3]` in crop units, raised where that is needed."""
+        if self._cut is None:
+            return target
+        head = geometry.head_similarity(self._points, target[None])[0]
+        lowest = float((self._cut @ head[:, :2].T + head[:, 2])[:, 1].max())
+        raised = target.copy()
+        raised[:, 1] -= max(lowest + 1.0, 0.0)
+        return raised
+
+
 class Renderer:
     """One avatar, one stream. Not thread-safe; `draw` is called in order of time.
 
@@ -211,7 +239,8 @@ class Renderer:
         self._chooser = ReferenceChooser([one.points for one in prepared], slot_a)
         self.retarget = Retarget(avatar_face(avatar), NeutralFinder())
         self._absolute = render.motion == "absolute"
-        self._rest = Rest(self.retarget.rest(), render.hold_s, render.ease_s)
+        self._ceiling = Ceiling(avatar.references[slot_a], prepared[slot_a].points)
+        self._rest = Rest(self._ceiling(self.retarget.rest()), render.hold_s, render.ease_s)
         self.absolute_square: tuple[float, float, float] | None = None
         order = [slot_a, *(index for index in range(len(prepared)) if index != slot_a)]
         plate = None
@@ -237,7 +266,7 @@ class Renderer:
         if isinstance(tracked, NoFace):
             return self._rest.missing(tracked)
         if not self._absolute:
-            return self._rest.seen(self.retarget(tracked), tracked.time_s)
+            return self._rest.seen(self._ceiling(self.retarget(tracked)), tracked.time_s)
         if self.absolute_square is None:
             self.absolute_square = square_around(tracked)
         left, top, side = self.absolute_square
