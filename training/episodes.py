@@ -7,6 +7,7 @@ chance, so that the network learns to distrust a reference that does not fit.
 
 from __future__ import annotations
 
+import functools
 import io
 import itertools
 import json
@@ -27,6 +28,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from engine import geometry
 from engine.frames import Image, Points
+from engine.tracker import canonical_face
 
 logger = logging.getLogger(__name__)
 
@@ -155,13 +157,29 @@ def conditioning_tensors(conditioning: geometry.Conditioning) -> dict[str, Tenso
 
 
 def _similarity(
-    rng: np.random.Generator, scale: float, shift: float, turn_deg: float, size_px: int
+    rng: np.random.Generator, zoom: tuple[float, float], shift: float, turn_deg: float, size_px: int
 ) -> NDArray[np.float32]:
-    """A random similarity about the picture's centre, `[2, 3]`, in pixels."""
-    factor = float(np.exp(rng.uniform(-scale, scale)))
+    """A random similarity about the picture's centre, `[2, 3]`, in pixels; `zoom` bounds the size's logarithm."""
+    factor = float(np.exp(rng.uniform(*zoom)))
     matrix = cv2.getRotationMatrix2D((size_px / 2, size_px / 2), float(rng.uniform(-turn_deg, turn_deg)), factor)
     matrix[:, 2] += rng.uniform(-shift, shift, 2) * size_px
     return matrix.astype(np.float32)
+
+
+@functools.cache
+def mirror_table() -> NDArray[np.int64]:
+    """Which point of a mirrored face each of the 478 becomes."""
+    vertices = canonical_face().vertices_cm
+    mesh = np.linalg.norm(vertices[:, None] * [-1, 1, 1] - vertices[None], axis=-1).argmin(1)
+    return np.concatenate([mesh, [473, 476, 475, 474, 477, 468, 471, 470, 469, 472]])
+
+
+def _mirrored(
+    rgb: Image, matte: NDArray[np.uint8], points: Points, table: NDArray[np.int64]
+) -> tuple[Image, NDArray[np.uint8], Points]:
+    points = points[table]
+    points[:, 0] = rgb.shape[1] - points[:, 0]
+    return np.ascontiguousarray(rgb[:, ::-1]), np.ascontiguousarray(matte[:, ::-1]), points
 
 
 def _moved(
@@ -251,15 +269,16 @@ class Episodes(Dataset[Sample]):
     ) -> Sample:
         """One episode of a target and its four references (slot A, rest, eyes, mouth); augmented when there is a `rng`.
 
-        Augmentation moves and tints all pictures together, and now and then each reference by itself.
+        Augmentation mirrors, moves and tints all pictures together, and now and then each reference by itself.
         """
         together = np.eye(2, 3, dtype=np.float32)
-        apart = False
+        apart = mirrored = False
         gain, offset = np.ones(3, np.float32), np.zeros(3, np.float32)
         if rng is not None:
             if rng.random() < 0.5:
-                together = _similarity(rng, 0.15, 0.06, 8.0, size)
+                together = _similarity(rng, (-0.15, 0.3), 0.06, 8.0, size)
             apart = bool(rng.random() < 0.2)
+            mirrored = bool(rng.random() < 0.5)
             gain = (np.exp(rng.uniform(-0.2, 0.2)) * np.exp(rng.uniform(-0.06, 0.06, 3))).astype(np.float32)
             offset = np.full(3, rng.uniform(-12, 12), np.float32)
 
@@ -268,8 +287,10 @@ class Episodes(Dataset[Sample]):
             if rng is not None:
                 matrix = together
                 if alone:
-                    own = np.vstack([_similarity(rng, 0.08, 0.04, 6.0, size), [0, 0, 1]])
+                    own = np.vstack([_similarity(rng, (-0.08, 0.08), 0.04, 6.0, size), [0, 0, 1]])
                     matrix = (own @ np.vstack([together, [0, 0, 1]]))[:2].astype(np.float32)
+                if mirrored:
+                    rgb, matte, points = _mirrored(rgb, matte, points, mirror_table())
                 rgb, matte, points = _moved(rgb, matte, points, matrix)
                 rgb = np.clip(rgb * gain + offset, 0, 255).astype(np.uint8)
             return picture_tensor(rgb, matte), geometry.to_crop_units(points, size)
