@@ -341,8 +341,14 @@ class Judge:
     def __init__(self) -> None:
         self._lpips = LPIPS("vgg").eval()
         self._arcface = ArcFace()
-        self._tracker = Tracker(video=False)
+        self._tracker = Tracker(video=True)
         self._matter = Matter()
+
+    def _track(self, rgb: Image) -> Face | None:
+        """Three looks, each where the last one found the face: as steady as in a stream (1.4 % -> 0.5 %)."""
+        self._tracker.reset()
+        looks = [self._tracker.track(Frame(rgb, 0.0)) for _ in range(3)]
+        return looks[-1] if isinstance(looks[-1], Face) else None
 
     def score(self, truth: Image, driving: Points, pictures: dict[str, Image]) -> dict[str, dict[str, float]]:
         """The measures of every picture of one true frame, by the pictures' names.
@@ -358,8 +364,8 @@ class Judge:
         scores = {}
         for (name, picture), whole, inside in zip(pictures.items(), *distances, strict=True):
             scores[name] = {"lpips": whole, "lpips_person": inside, "ssim": ssim(picture, truth), "lost": 1.0}
-            if faces := self._tracker.track_all(picture):
-                found = faces[0].points
+            if face := self._track(picture):
+                found = face.points
                 scores[name] |= {"lost": 0.0, "identity": float(self._arcface.embed(picture, found) @ identity)}
                 scores[name] |= landmark_errors(found, driving)
         return scores
