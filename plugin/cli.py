@@ -131,8 +131,9 @@ def print_enrolment(result: object) -> None:
         print(f" {mark} {photo.name}" + (f": {'; '.join(photo.reasons)}" if photo.reasons else ""))
     checks = result.avatar.checks
     if "lpips_before" in checks:
-        distance = f"{checks['lpips_before']} -> {checks['lpips_after']}"
-        print(f"fine-tuned in {checks['steps']} steps: LPIPS of the held-back photo {distance}")
+        distance = f"LPIPS {checks['lpips_before']} -> {checks['lpips_after']}"
+        likeness = f"identity {checks['identity_before']} -> {checks['identity_after']}"
+        print(f"fine-tuned in {checks['steps']} steps; the photo held back: {distance}, {likeness}")
     elif len(result.avatar.references) < 3:
         print("not fine-tuned: that takes three photos or more")
     else:

@@ -89,7 +89,14 @@ def _tell(
     rows = [
         ("person", f"{person}, who does not exist"),
         ("enrolled from", f"{checks['photos']} photos in {enrolled_s:.1f} s"),
-        ("held-back LPIPS", f"{checks.get('lpips_before', '-')} -> {checks.get('lpips_after', '-')} by fine-tuning"),
+        (
+            "fine-tuning",
+            ", ".join(
+                f"{what} {checks.get(what + '_before', '-')} -> {checks.get(what + '_after', '-')}"
+                for what in ("lpips", "identity")
+            )
+            + " on the photo held back",
+        ),
         ("drawn", f"{done.frames} frames of 512 px, {done.backend}"),
         (
             "pace",

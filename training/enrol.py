@@ -34,6 +34,7 @@ from training.episodes import Episodes, Sample, collate, picture_tensor, raster_
 from training.export import load_generator
 from training.identity import SFace
 from training.matte import Matter
+from training.networks.face import FaceFeatures
 from training.networks.live import TUNED, Drawn, LiveGenerator, atlas, thumbnail
 from training.networks.perceptual import LPIPS
 from training.photos import CheckedPhoto, PhotoError
@@ -44,7 +45,7 @@ CROP_PX = 512
 Report = Callable[[str, int, int], None]
 """Told as work goes on: stage, done, of how many."""
 
-_WEIGHTS = {"l1": 1.0, "synthesis": 0.2, "matte": 0.1, "lpips": 1.0}
+_WEIGHTS = {"l1": 0.5, "synthesis": 0.2, "matte": 0.1, "lpips": 1.0, "likeness": 0.5}
 _LEAST_TO_TUNE = 3
 _PATIENCE = 5
 _SAME_SCENE_LEVELS = 14.0
@@ -197,14 +198,26 @@ def _references(shots: Sequence[PersonShot], size_px: int) -> tuple[Tensor, Tens
 
 
 @dataclass(frozen=True, slots=True)
+class Score:
+    """How well the held-back photo is drawn."""
+
+    lpips: float
+    identity: float
+    """SFace cosine to the photo itself."""
+
+    @property
+    def total(self) -> float:
+        """What decides: lower is better."""
+        return self.lpips + 0.5 * (1 - self.identity)
+
+
+@dataclass(frozen=True, slots=True)
 class Tuning:
-    """How fine-tuning went, on the photo that was held back."""
+    """How fine-tuning went. `after` is the better of the two, and the numbers that reached it were kept."""
 
     steps: int
-    lpips_before: float
-    lpips_after: float
-    kept: bool
-    """Whether the tuned numbers were better and stayed."""
+    before: Score
+    after: Score
 
 
 def still_episode(target: PersonShot, support: Sequence[PersonShot], size_px: int) -> Sample:
@@ -231,6 +244,7 @@ def fine_tune(
     person: Person,
     shots: Sequence[PersonShot],
     perceptual: LPIPS,
+    face: FaceFeatures,
     budget_s: float,
     report: Report,
     seed: int = 0,
@@ -246,10 +260,12 @@ def fine_tune(
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         goal_features = perceptual.features(goal)
 
-    def held_out() -> float:
+    def held_out() -> Score:
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-            mixed, _ = losses.perceptual_pair(person.draw(still).rgb, goal, scored, size, (0, 0))
-            return float(perceptual.distance(perceptual.features(mixed), goal_features).mean())
+            rgb = person.draw(still).rgb
+            mixed, _ = losses.perceptual_pair(rgb, goal, scored, size, (0, 0))
+            distance = float(perceptual.distance(perceptual.features(mixed), goal_features).mean())
+            return Score(distance, 1 - float(losses.likeness(rgb, goal, still.placed, face)))
 
     rng = np.random.default_rng(seed)
     episodes = Episodes({"person": {"all": learning}}, size_px=size, seed=seed)
@@ -281,6 +297,7 @@ def fine_tune(
             with torch.no_grad():
                 wanted = perceptual.features(pair[1])
             terms["lpips"] = perceptual.distance(perceptual.features(pair[0]), wanted).mean()
+            terms["likeness"] = losses.likeness(drawn.rgb, sample.target[:, :3], sample.placed, face)
         optimiser.zero_grad(set_to_none=True)
         losses.total(terms, _WEIGHTS).backward()
         torch.nn.utils.clip_grad_norm_(person.parameters(), 1.0)
@@ -288,13 +305,13 @@ def fine_tune(
         step += 1
         if step % 8 == 0:
             now = held_out()
-            if now < best - 1e-4:
+            if now.total < best.total - 1e-4:
                 best, best_numbers, worse = now, person.snapshot(), 0
             else:
                 worse += 1
     person.restore(best_numbers)
     report("fine-tuning", 100, 100)
-    return Tuning(step, before, best, best < before)
+    return Tuning(step, before, best)
 
 
 def most_neutral(references: Sequence[Reference]) -> int:
@@ -321,14 +338,13 @@ def build(
     person = Person(load_generator(base.weights), shots)
     tuning = None
     if len(shots) >= _LEAST_TO_TUNE and config.enrol.tune_s > 0:
-        tuning = fine_tune(person, shots, LPIPS("vgg").eval(), config.enrol.tune_s, report)
+        tuning = fine_tune(person, shots, LPIPS("vgg").eval(), FaceFeatures(), config.enrol.tune_s, report)
     checks: dict[str, object] = {"photos": len(usable), "references": len(references)}
     if tuning is not None:
-        checks |= {
-            "steps": tuning.steps,
-            "lpips_before": round(tuning.lpips_before, 4),
-            "lpips_after": round(tuning.lpips_after, 4),
-        }
+        checks["steps"] = tuning.steps
+        for when, score in (("before", tuning.before), ("after", tuning.after)):
+            checks[f"lpips_{when}"] = round(score.lpips, 4)
+            checks[f"identity_{when}"] = round(score.identity, 4)
     made = Avatar(
         name=name,
         created=avatars.now(),

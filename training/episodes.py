@@ -29,6 +29,7 @@ from torch.utils.data import DataLoader, Dataset
 from engine import geometry
 from engine.frames import Image, Points
 from engine.tracker import canonical_face
+from training.networks.face import alignment
 
 logger = logging.getLogger(__name__)
 
@@ -129,6 +130,8 @@ class Sample:
     """`[]`: 1 when target and slot A share a background that stands still, else near 0."""
     focus: Tensor
     """`[1, S, S]`: 1 on eyes and mouth of the target."""
+    placed: Tensor
+    """`[2, 3]`: where the target's aligned face lies (`training.networks.face.alignment`)."""
 
 
 def collate(samples: list[Sample]) -> Sample:
@@ -315,6 +318,7 @@ class Episodes(Dataset[Sample]):
             **conditioning_tensors(geometry.condition(target_points, points, fade)),
             background=torch.tensor(1.0 if still else 0.05),
             focus=torch.from_numpy(focus[None].astype(np.float32) / 255),
+            placed=torch.from_numpy(alignment((target_points + np.array([1, 1, 0], np.float32)) * (size / 2), size)),
         )
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from training.networks.face import FaceFeatures, cut_faces
 from training.networks.live import Drawn
 
 
@@ -56,6 +57,14 @@ def perceptual_pair(
         )
     y, x = corner
     return mixed[..., y : y + crop_px, x : x + crop_px], target[..., y : y + crop_px, x : x + crop_px]
+
+
+def likeness(drawn: Tensor, target: Tensor, placed: Tensor, network: FaceFeatures) -> Tensor:
+    """One minus the cosine of the two faces' embeddings; `drawn`, `target [N, 3, S, S]`, `placed [N, 2, 3]`."""
+    with torch.no_grad():
+        goal, _ = network(cut_faces(target, placed))
+    embedding, _ = network(cut_faces(drawn, placed))
+    return (1 - (embedding * goal).sum(1)).mean()
 
 
 def reconstruction(

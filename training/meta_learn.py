@@ -23,6 +23,7 @@ from torch import Tensor
 
 from training import losses
 from training.episodes import Episodes, Sample, batches, load_shards
+from training.networks.face import FaceFeatures
 from training.networks.live import Drawn, LiveGenerator, LiveOptions, atlas, thumbnail
 from training.networks.perceptual import LPIPS
 
@@ -40,7 +41,7 @@ PRESETS = {
         embedding_channels=8,
     ),
 }
-WEIGHTS = {"l1": 2.0, "warp": 0.7, "synthesis": 0.5, "matte": 0.3, "lpips": 1.0}
+WEIGHTS = {"l1": 1.0, "warp": 0.5, "synthesis": 0.3, "matte": 0.3, "lpips": 2.0, "likeness": 0.7}
 
 
 @dataclass(slots=True)
@@ -123,7 +124,9 @@ def perceptual_corner(step: int, size_px: int, crop_px: int) -> tuple[int, int] 
     return int(rng.integers(0, spare + 1)), int(rng.integers(spare // 4, spare * 3 // 4 + 1))
 
 
-def train_step(state: State, sample: Sample, perceptual: LPIPS | None, crop_px: int, bf16: bool) -> dict[str, float]:
+def train_step(
+    state: State, sample: Sample, perceptual: LPIPS | None, crop_px: int, bf16: bool, face: FaceFeatures | None = None
+) -> dict[str, float]:
     """One step; a step whose loss or gradient is not finite is skipped and counted."""
     device = sample.target.device
     with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
@@ -139,6 +142,10 @@ def train_step(state: State, sample: Sample, perceptual: LPIPS | None, crop_px: 
             with torch.no_grad():
                 goal = perceptual.features(pair[1])
             terms["lpips"] = perceptual.distance(perceptual.features(pair[0]), goal).float().mean()
+        if face is None:
+            del weights["likeness"]
+        else:
+            terms["likeness"] = losses.likeness(drawn.rgb, sample.target[:, :3], sample.placed, face)
     loss = losses.total(terms, weights)
     state.optimiser.zero_grad(set_to_none=True)
     loss.backward()
@@ -237,8 +244,10 @@ def main(arguments: list[str] | None = None) -> None:
 
     validation = Episodes({name: people[name] for name in kept}, seed=1, augment=False)
     held = [to_device(sample, device) for sample in islice(batches(validation, options.batch), 4)]
-    perceptual = None
+    perceptual = face = None
     if options.preset != "tiny":
+        face = FaceFeatures().to(device)
+        face = FaceFeatures().to(device)
         perceptual = LPIPS("vgg").eval().to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     began, before = time.monotonic(), state.seconds
     saved = began
@@ -253,7 +262,7 @@ def main(arguments: list[str] | None = None) -> None:
                 break
             for group in state.optimiser.param_groups:
                 group["lr"] = learning_rate(options.rate, progress, state.step)
-            told = train_step(state, to_device(sample, device), perceptual, options.crop_px, bf16=True)
+            told = train_step(state, to_device(sample, device), perceptual, options.crop_px, bf16=True, face=face)
             if all(map(math.isfinite, told.values())):
                 recent.append(told)
             now = time.monotonic()
