@@ -1,7 +1,7 @@
 """Meta-learning: episodes -> the base generator. `python -m training.meta_learn --shards runs/shards --hours 2`
 
 One process, one command, resumable anywhere: the run folder holds `options.json`, `stats.jsonl`, pictures of a fixed
-batch (`samples-*.jpg`) and `checkpoint.pt` (weights, their running average, optimiser, step and time spent).
+batch (`samples-*.jpg`) and `checkpoint.pt` (weights, their running average, optimiser, step and time spent). Ctrl-C or SIGTERM saves first.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import copy
 import json
 import logging
 import math
+import signal
+import threading
 import time
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -249,6 +251,9 @@ def main(arguments: list[str] | None = None) -> None:
         face = FaceFeatures().to(device)
         face = FaceFeatures().to(device)
         perceptual = LPIPS("vgg").eval().to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):  # finish the step, save, leave
+        signal.signal(number, lambda *_: stop.set())
     began, before = time.monotonic(), state.seconds
     saved = began
     recent: list[dict[str, float]] = []
@@ -258,7 +263,7 @@ def main(arguments: list[str] | None = None) -> None:
             progress = state.seconds / (options.hours * 3600)
             if options.steps:
                 progress = max(progress, state.step / options.steps)
-            if progress >= 1:
+            if progress >= 1 or stop.is_set():
                 break
             for group in state.optimiser.param_groups:
                 group["lr"] = learning_rate(options.rate, progress, state.step)
