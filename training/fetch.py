@@ -141,9 +141,7 @@ def cache() -> Path:
     if sys.platform == "darwin":
         return Path.home() / "Library" / "Caches" / "understudy"
     if sys.platform == "win32":
-        return (
-            Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "understudy" / "cache"
-        )
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "understudy" / "cache"
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "understudy"
 
 
@@ -335,9 +333,7 @@ def _open(url: str) -> IO[bytes]:
 def _find(helper: Helper) -> Iterator[str]:
     """Every place that offers the archive, best first; an index that cannot be read is passed over."""
     for folder in _index().folders:
-        if (
-            file := Path(urllib.parse.urlsplit(folder).path if "://" in folder else folder) / helper.archive
-        ).is_file():
+        if (file := Path(urllib.parse.urlsplit(folder).path if "://" in folder else folder) / helper.archive).is_file():
             yield file.resolve().as_uri()
     project = re.sub(r"[-_.]+", "-", helper.package).lower()
     for index in _index().indexes:
@@ -379,9 +375,7 @@ def _download(helper: Helper, sink: IO[bytes], progress: Progress | None) -> Non
                     if progress:
                         progress(helper.archive, sink.tell(), expected)
                 return
-    hosts = ", ".join(
-        sorted({urllib.parse.urlsplit(url).hostname or "local folder" for url in _index().indexes})
-    )
+    hosts = ", ".join(sorted({urllib.parse.urlsplit(url).hostname or "local folder" for url in _index().indexes}))
     raise FetchError(
         f"{helper.name!r} is not in {cache()} and {helper.archive} could not be downloaded from {hosts}; "
         "connect to the network, or copy that file into this folder from a machine that has it."
@@ -400,12 +394,8 @@ def _print_progress(archive: str, arrived: int, expected: int) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m training.fetch", description="List or fetch the helper networks."
-    )
-    parser.add_argument(
-        "names", nargs="*", metavar="NAME", help="what to fetch; without a name, list what there is"
-    )
+    parser = argparse.ArgumentParser(prog="python -m training.fetch", description="List or fetch the helper networks.")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="what to fetch; without a name, list what there is")
     names: list[str] = parser.parse_args(arguments).names
     if not names:
         for helper in HELPERS.values():

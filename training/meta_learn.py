@@ -1,7 +1,8 @@
 """Meta-learning: episodes -> the base generator. `python -m training.meta_learn --shards runs/shards --hours 2`
 
 One process, one command, resumable anywhere: the run folder holds `options.json`, `stats.jsonl`, pictures of a fixed
-batch (`samples-*.jpg`) and `checkpoint.pt` (weights, their running average, optimiser, step and time spent). Ctrl-C or SIGTERM saves first.
+batch (`samples-*.jpg`) and `checkpoint.pt` (weights, their running average, optimiser, step and time spent). Ctrl-C
+and SIGTERM save it first.
 """
 
 from __future__ import annotations

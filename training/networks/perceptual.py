@@ -94,9 +94,7 @@ class Features(nn.Module):
             if named.index(name) == last:
                 break
         # ImageNet's mean and deviation, said for pictures in [-1, 1]
-        self.register_buffer(
-            "shift", torch.tensor([-0.030, -0.088, -0.188]).view(1, 3, 1, 1), persistent=False
-        )
+        self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188]).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450]).view(1, 3, 1, 1), persistent=False)
         self.requires_grad_(False)
 
@@ -189,9 +187,7 @@ def convert(source: Path, net: Net) -> Weights:
         weights[f"{name}.weight"] = torch.from_numpy(np.ascontiguousarray(kernel))
         weights[f"{name}.bias"] = torch.from_numpy(arrays[f"{trunk}/Conv_{index}/bias"].copy())
     for index, tap in enumerate(TAPS[net]):
-        weights[f"head.{tap}"] = torch.from_numpy(
-            arrays[f"NetLinLayer_{index}/Conv_0/kernel"].reshape(-1).copy()
-        )
+        weights[f"head.{tap}"] = torch.from_numpy(arrays[f"NetLinLayer_{index}/Conv_0/kernel"].reshape(-1).copy())
     return weights
 
 
@@ -212,6 +208,4 @@ class _ArraysOnly(pickle.Unpickler):
                 return getattr(np, global_name)
             case "numpy.core.multiarray" | "numpy._core.multiarray", "_reconstruct":
                 return getattr(importlib.import_module("numpy._core.multiarray"), "_reconstruct")  # noqa: B009
-        raise pickle.UnpicklingError(
-            f"a checkpoint of arrays has no business with {module_name}.{global_name}"
-        )
+        raise pickle.UnpicklingError(f"a checkpoint of arrays has no business with {module_name}.{global_name}")
