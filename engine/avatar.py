@@ -133,18 +133,14 @@ class Reference:
     def __post_init__(self) -> None:
         side = self.rgb.shape[0] if self.rgb.ndim == 3 else 0
         if side not in SIZES_PX:
-            _refuse(
-                f"a reference has shape {list(self.rgb.shape)}, not a square of 16 to 1024 px in steps of 4"
-            )
+            _refuse(f"a reference has shape {list(self.rgb.shape)}, not a square of 16 to 1024 px in steps of 4")
         _expect("a reference", self.rgb, "uint8", (side, side, 3))
         _expect("a matte", self.matte, "uint8", (side, side))
         _expect("the points of a reference", self.points, "float32", (POINT_COUNT, 3))
         _expect("the rotation of a reference", self.rotation, "float32", (3, 3))
         _expect("the translation of a reference", self.translation, "float32", (3,))
         if np.abs(self.points).max() > 1.99 * side:
-            _refuse(
-                f"a point of a reference lies {np.abs(self.points).max():.0f} px out, over twice the side"
-            )
+            _refuse(f"a point of a reference lies {np.abs(self.points).max():.0f} px out, over twice the side")
         if not (math.isfinite(self.scale) and self.scale > 0):
             _refuse(f"the scale of a reference is {self.scale}, not above zero")
 
@@ -176,9 +172,7 @@ class Avatar:
             _refuse(f"it has {len(self.references)} references, not 1 to {MAX_REFERENCES}")
         for reference in self.references:
             if reference.rgb.shape[0] != self.size_px:
-                _refuse(
-                    f"a reference has {reference.rgb.shape[0]} px a side and the avatar {self.size_px} px"
-                )
+                _refuse(f"a reference has {reference.rgb.shape[0]} px a side and the avatar {self.size_px} px")
         if self.embedding.ndim != 1 or not 1 <= len(self.embedding) <= 4096:
             _refuse(f"its embedding has shape {list(self.embedding.shape)}, not 1 to 4096 numbers")
         _expect("its embedding", self.embedding, "float32", self.embedding.shape)
@@ -225,9 +219,7 @@ def check_name(name: str) -> str:
     """`name` if an avatar can be called that, else one sentence (`AvatarError`)."""
     unfit = next((letter for letter in name if not letter.isprintable() or letter in '/\\:*?"<>|'), None)
     if not 1 <= len(name) <= 64 or name != name.strip() or name.startswith(".") or name.endswith("."):
-        _refuse(
-            f"an avatar cannot be called {_short(name)}; take 1 to 64 characters, no space or dot at the ends"
-        )
+        _refuse(f"an avatar cannot be called {_short(name)}; take 1 to 64 characters, no space or dot at the ends")
     if unfit is not None:
         _refuse(f"an avatar cannot be called {name!r}, because {unfit!r} does not belong in a file name")
     if name.partition(".")[0].rstrip().upper() in _RESERVED:
@@ -266,9 +258,7 @@ def save(avatar: Avatar, path: Path) -> None:
     """
     blob = _pack(avatar)
     if len(blob) > MAX_FILE_BYTES:
-        _refuse(
-            f"{path} would take {len(blob)} bytes, over the {MAX_FILE_BYTES} allowed; use fewer references"
-        )
+        _refuse(f"{path} would take {len(blob)} bytes, over the {MAX_FILE_BYTES} allowed; use fewer references")
     part: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -326,13 +316,9 @@ def _pack(avatar: Avatar) -> bytes:
     for name, kind, dtype, shape, content in parts:
         digest = hashlib.sha256(content).hexdigest()
         values = (name, kind, dtype, shape, offset, len(content), digest)
-        entries.append(
-            dict(zip(("name", "kind", "dtype", "shape", "offset", "length", "sha256"), values, strict=True))
-        )
+        entries.append(dict(zip(("name", "kind", "dtype", "shape", "offset", "length", "sha256"), values, strict=True)))
         offset += len(content)
-    described = {
-        key: getattr(avatar, key) for key in ("name", "created", "program", "base", "size_px", "checks")
-    }
+    described = {key: getattr(avatar, key) for key in ("name", "created", "program", "base", "size_px", "checks")}
     try:
         text = json.dumps(
             described | {"entries": entries},
@@ -343,9 +329,7 @@ def _pack(avatar: Avatar) -> bytes:
             default=_plain,
         ).encode()
     except (TypeError, ValueError, RecursionError) as error:
-        raise AvatarError(
-            f"the checks of an avatar must be finite plain values that JSON can hold: {error}"
-        ) from error
+        raise AvatarError(f"the checks of an avatar must be finite plain values that JSON can hold: {error}") from error
     if len(text) > MAX_HEADER_BYTES or len(entries) > MAX_ENTRIES:
         _refuse(
             f"its header takes {len(text)} bytes for {len(entries)} entries, "
@@ -374,9 +358,7 @@ def _encoded(reference: Reference) -> tuple[bytes, bytes]:
             if np.array_equal(rgb, reference.rgb) and np.array_equal(matte, reference.matte):
                 return reference.encoded
     with io.BytesIO() as sink:
-        Pictures.fromarray(reference.rgb).save(
-            sink, "JPEG", quality=JPEG_QUALITY, subsampling=0, optimize=True
-        )
+        Pictures.fromarray(reference.rgb).save(sink, "JPEG", quality=JPEG_QUALITY, subsampling=0, optimize=True)
         rgb_file = sink.getvalue()
     with io.BytesIO() as sink:
         small = Pictures.fromarray(reference.matte).reduce(MATTE_SHRINK)
@@ -447,9 +429,7 @@ def _header(blob: bytes, size: int | None = None) -> tuple[Header, int]:
     if version < 1 or any(blob[9:12]):
         _refuse("it is damaged (its first bytes make no sense); take a fresh copy")
     if header_bytes > MAX_HEADER_BYTES:
-        _refuse(
-            f"it announces a header of {header_bytes} bytes, over the {MAX_HEADER_BYTES} an avatar may have"
-        )
+        _refuse(f"it announces a header of {header_bytes} bytes, over the {MAX_HEADER_BYTES} an avatar may have")
     whole = _PREAMBLE.size + header_bytes + payload_bytes + _DIGEST_BYTES
     if whole > MAX_FILE_BYTES or size > MAX_FILE_BYTES:
         _refuse(f"it takes {max(whole, size)} bytes, over the {MAX_FILE_BYTES} an avatar may take")
@@ -524,9 +504,7 @@ def _entry(told: Any) -> Entry:
     if any(type(told[key]) is not int or told[key] < 0 for key in ("offset", "length")):
         _refuse(f"the entry {name} has no proper place")
     if kind == "array" and math.prod(shape) * _DTYPES[dtype].itemsize != told["length"]:
-        _refuse(
-            f"the entry {name} is {dtype} {_short(shape)} and its {_short(told['length'])} bytes do not fit"
-        )
+        _refuse(f"the entry {name} is {dtype} {_short(shape)} and its {_short(told['length'])} bytes do not fit")
     if kind != "array" and (dtype != "uint8" or len(shape) != _PICTURES[kind][1]):
         _refuse(f"the entry {name} is a picture of {dtype} {_short(shape)}")
     if type(told["sha256"]) is not str:

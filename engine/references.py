@@ -7,10 +7,12 @@ reference unseen, and is faded in again: no picture ever jumps, and no frame cos
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from engine import geometry
+from engine.frames import Image
 
 Floats = NDArray[np.float32]
 
@@ -25,8 +27,14 @@ class ReferenceChooser:
         fade_s: float = 0.12,
         dwell_s: float = 0.35,
         margin: float = 0.15,
+        strangeness: Floats | None = None,
     ) -> None:
-        """`points`: the landmarks of each reference, `[478, 3]`, any one unit; `slot_a`: the reference of slot A."""
+        """`points`: the landmarks of each reference, `[478, 3]`, any one unit; `slot_a`: the reference of slot A.
+
+        `strangeness [R]` is added to each reference's misfit for the rest of the head: how unlike slot A's its
+        clothes and light are (`unlike`).
+        """
+        self._strangeness = np.zeros(len(points), np.float32) if strangeness is None else strangeness
         self._told = [geometry.describe(one) for one in points]
         self._slot_a = slot_a
         self._fade_s, self._dwell_s, self._margin = fade_s, dwell_s, margin
@@ -40,6 +48,7 @@ class ReferenceChooser:
         """-> `[4]` indices (slot A, rest, eyes, mouth) and `[3]` fades in 0..1."""
         told = geometry.describe(target)
         misfits = np.stack([geometry.misfit(told, one) for one in self._told])
+        misfits[:, 0] += self._strangeness
         best = misfits.argmin(0)
         if self._last_s is None:
             self._shown, self._wanted = best.copy(), best.copy()
@@ -60,6 +69,29 @@ class ReferenceChooser:
         return np.array([self._slot_a, *self._shown]), self._fade.copy()
 
 
-def most_frontal(points: list[Floats]) -> int:
-    """The reference for slot A: the one that looks straightest ahead."""
-    return int(np.argmin([np.linalg.norm(geometry.describe(one)["rest"]) for one in points]))
+def front_reference(points: list[Floats]) -> int:
+    """The reference for slot A: the one that looks straightest ahead, among those whose eyes are open.
+
+    Open is at least 60 % of the widest: slot A lasts for the whole call, and a blink would shine through.
+    """
+    told = [geometry.describe(one) for one in points]
+    lids = np.array([one["eyes"][:2].mean() for one in told])
+    turned = np.array([np.linalg.norm(one["rest"]) for one in told])
+    return int(np.where(lids >= 0.6 * lids.max(), turned, np.inf).argmin())
+
+
+def unlike(photos: list[tuple[Image, NDArray[np.uint8], Floats]], slot_a: int) -> Floats:
+    """How unlike slot A's photo each one is below the chin, `[R]`: 0 for one sitting, about 0.5 for another shirt.
+
+    `photos` are picture, matte and landmarks (pixels) of each reference. Clothes in another light or of another day
+    must not flicker in and out with the turns of the head.
+    """
+    colours = []
+    for rgb, matte, points in photos:
+        below = matte.copy()
+        below[: int(np.clip(points[152, 1], 0, len(below) - 1))] = 0
+        worn = below > 200
+        lab = cv2.cvtColor(rgb, cv2.COLOR_RGB2LAB)
+        colours.append(np.median(lab[worn], axis=0) if worn.mean() > 0.005 else np.full(3, np.nan))
+    distance = np.linalg.norm(np.array(colours) - colours[slot_a], axis=1)
+    return (0.02 * np.nan_to_num(np.maximum(distance - 4.0, 0.0))).astype(np.float32)

@@ -22,7 +22,7 @@ from engine.compositor import Compositor, clean_plate
 from engine.config import Config
 from engine.frames import POINT_COUNT, Face, Frame, Image, NoFace
 from engine.motion import NeutralFinder, Rest, Retarget
-from engine.references import ReferenceChooser, most_frontal
+from engine.references import ReferenceChooser, front_reference, unlike
 from engine.tracker import canonical_face, fit_pose
 
 logger = logging.getLogger(__name__)
@@ -235,8 +235,9 @@ class Renderer:
         self.size_px = render.size_px
         self.generator = Generator(avatar, base, config, render.size_px)
         prepared = self.generator.prepared
-        slot_a = most_frontal([one.points for one in prepared])
-        self._chooser = ReferenceChooser([one.points for one in prepared], slot_a)
+        slot_a = front_reference([one.points for one in prepared])
+        strange = unlike([(one.rgb, one.matte, one.points) for one in avatar.references], slot_a)
+        self._chooser = ReferenceChooser([one.points for one in prepared], slot_a, strangeness=strange)
         self.retarget = Retarget(avatar_face(avatar), NeutralFinder())
         self._absolute = render.motion == "absolute"
         self._ceiling = Ceiling(avatar.references[slot_a], prepared[slot_a].points)

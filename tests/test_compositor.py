@@ -2,7 +2,7 @@ import cv2
 import numpy as np
 import pytest
 
-from engine.compositor import Compositor, clean_plate, cover, foreground, parse_color, to_i420
+from engine.compositor import Compositor, Plate, clean_plate, cover, foreground, parse_color, to_i420
 
 SIZE_PX = 128
 
@@ -27,7 +27,9 @@ def test_blend_is_exact_within_one_level():
     plate = noise.integers(0, 256, (SIZE_PX, SIZE_PX, 3), np.uint8)
     matte = noise.integers(0, 256, (SIZE_PX, SIZE_PX), np.uint8)
     matte[:20], matte[-20:] = 0, 255
-    picture = Compositor("photo", SIZE_PX, plate=plate).compose(rgb, matte)
+    picture = Compositor("photo", SIZE_PX, plate=Plate(plate, np.full(plate.shape[:2], 255, np.uint8))).compose(
+        rgb, matte
+    )
     alpha = matte[..., None] / 255
     assert np.abs(picture - (rgb * alpha + plate * (1 - alpha))).max() <= 1.0
     assert np.array_equal(picture[:20], plate[:20]), "the background stands still"
@@ -51,7 +53,9 @@ def test_backgrounds(tmp_path):
     assert (color == (0x33, 0x66, 0x99)).all()
     checks = np.kron(np.indices((16, 16)).sum(0) % 2 * 255, np.ones((8, 8))).astype(np.uint8)
     plate = np.dstack([checks] * 3)
-    blurred = Compositor("blur", SIZE_PX, plate=plate).compose(rgb, empty)
+    blurred = Compositor("blur", SIZE_PX, plate=Plate(plate, np.full(plate.shape[:2], 255, np.uint8))).compose(
+        rgb, empty
+    )
     assert blurred[16:-16, 16:-16].std() < 0.3 * plate.std()
     assert abs(float(blurred.mean()) - float(plate.mean())) < 4
     wide = np.zeros((40, 120, 3), np.uint8)
@@ -93,7 +97,7 @@ def test_bad_backgrounds_are_one_sentence(tmp_path):
 def test_plate_continues_the_scene_behind_the_person():
     scene, matte = slope(), disc_matte()
     photo = np.where(matte[..., None] > 0, np.uint8(255), scene)
-    plate = clean_plate(photo, matte)
+    plate = clean_plate(photo, matte).picture
     assert np.abs(plate.astype(int) - scene).max() < 16
     assert np.array_equal(plate[:16], scene[:16]), "what was visible is kept"
 
@@ -104,8 +108,8 @@ def test_plate_takes_what_another_photo_shows():
     matte, elsewhere = disc_matte(), np.roll(disc_matte(radius_share=0.1), 45, axis=1)
     photos = [np.where(mask[..., None] > 0, np.uint8(255), scene) for mask in (matte, elsewhere)]
     darker = (photos[1] * 0.9).astype(np.uint8)
-    alone = clean_plate(photos[0], matte)
-    together = clean_plate([photos[0], darker], [matte, elsewhere])
+    alone = clean_plate(photos[0], matte).picture
+    together = clean_plate([photos[0], darker], [matte, elsewhere]).picture
     centre = (slice(60, 68), slice(60, 68))
     assert np.abs(alone[centre].astype(int) - scene[centre]).max() > 60
     assert np.abs(together[centre].astype(int) - scene[centre]).max() < 12
@@ -115,13 +119,13 @@ def test_plate_ignores_photos_of_other_places():
     matte = disc_matte()
     noise = np.random.default_rng(0).integers(0, 256, (SIZE_PX, SIZE_PX, 3), np.uint8)
     smaller = slope(64)
-    alone = clean_plate(slope(), matte)
-    together = clean_plate([slope(), noise, smaller], [matte, disc_matte(radius_share=0.1), disc_matte(64)])
+    alone = clean_plate(slope(), matte).picture
+    together = clean_plate([slope(), noise, smaller], [matte, disc_matte(radius_share=0.1), disc_matte(64)]).picture
     assert np.array_equal(alone, together)
 
 
 def test_plate_of_a_person_who_fills_the_picture_is_still_a_picture():
-    plate = clean_plate(slope(), np.full((SIZE_PX, SIZE_PX), 255, np.uint8))
+    plate = clean_plate(slope(), np.full((SIZE_PX, SIZE_PX), 255, np.uint8)).picture
     assert plate.shape == (SIZE_PX, SIZE_PX, 3)
     with pytest.raises(ValueError, match="do not belong together"):
         clean_plate(slope(), disc_matte(64))

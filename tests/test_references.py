@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from engine.frames import Face
-from engine.references import ReferenceChooser, most_frontal
+from engine.references import ReferenceChooser, front_reference
 
 Floats = NDArray[np.float32]
 MakeFace = Callable[..., Face]
@@ -130,6 +130,6 @@ def test_time_that_stands_still_or_runs_back_is_survived(references: list[Floats
         assert ((fade >= 0) & (fade <= 1)).all()
 
 
-def test_most_frontal(make_face: MakeFace) -> None:
+def test_front_reference(make_face: MakeFace) -> None:
     faces = [make_face(yaw_deg=yaw, pitch_deg=pitch).points for yaw, pitch in ((20, 0), (-3, 1), (0, 25), (-15, 5))]
-    assert most_frontal(faces) == 1
+    assert front_reference(faces) == 1

@@ -27,6 +27,7 @@ from engine.base import Base
 from engine.config import Config
 from engine.frames import Face, Frame, Image, Points
 from engine.motion import HeadFace, neutrality, to_head
+from engine.references import front_reference
 from engine.renderer import Generator, avatar_face, resized
 from engine.tracker import Tracker, canonical_face, fit_pose
 from training import losses, photos
@@ -227,7 +228,7 @@ def still_episode(target: PersonShot, support: Sequence[PersonShot], size_px: in
         int(index)
         for index in np.stack([geometry.misfit(geometry.describe(target.points), one) for one in told]).argmin(0)
     ]
-    slot_a = int(np.argmin([np.linalg.norm(one["rest"]) for one in told]))
+    slot_a = front_reference([shot.points for shot in support])
     return collate(
         [
             Episodes.assemble(
@@ -303,7 +304,7 @@ def fine_tune(
         torch.nn.utils.clip_grad_norm_(person.parameters(), 1.0)
         optimiser.step()
         step += 1
-        if step % 8 == 0:
+        if step % 8 == 0 or time.monotonic() - began >= budget_s:
             now = held_out()
             if now.total < best.total - 1e-4:
                 best, best_numbers, worse = now, person.snapshot(), 0
@@ -398,10 +399,13 @@ def _beside(contact: Path | None, made: Avatar, base: Base, config: Config) -> I
         yield
         return
     sheet = cv2.cvtColor(contact_sheet(made, base, config), cv2.COLOR_RGB2BGR)
-    contact.parent.mkdir(parents=True, exist_ok=True)
     part = contact.with_name(f".{contact.name}.part")
     try:
-        part.write_bytes(cv2.imencode(contact.suffix, sheet)[1].tobytes())
+        try:
+            contact.parent.mkdir(parents=True, exist_ok=True)
+            part.write_bytes(cv2.imencode(contact.suffix, sheet)[1].tobytes())
+        except OSError as error:
+            raise OSError(f"{contact} could not be written, and nothing was changed: {error.strerror}") from error
         yield
         part.replace(contact)
     finally:
@@ -478,7 +482,7 @@ def contact_sheet(avatar: Avatar, base: Base, config: Config, cell_px: int = 256
     def drawn(points: Points, allowed: Sequence[int]) -> Image:
         wanted = geometry.describe(points)
         misfits = np.stack([geometry.misfit(wanted, told[index]) for index in allowed])
-        slot_a = min(allowed, key=lambda index: float(np.linalg.norm(told[index]["rest"])))
+        slot_a = allowed[front_reference([generator.prepared[index].points for index in allowed])]
         chosen = np.array([slot_a, *(allowed[index] for index in misfits.argmin(0))])
         return generator.draw(points, chosen, np.ones(3, np.float32))[0]
 

@@ -49,7 +49,7 @@ from engine.avatar import MAX_REFERENCES, Avatar
 from engine.base import Base, open_base
 from engine.config import Config
 from engine.frames import Face, Frame, Image, Points
-from engine.references import ReferenceChooser, most_frontal
+from engine.references import ReferenceChooser, front_reference
 from engine.renderer import Generator, Renderer
 from engine.tracker import Tracker
 from training import photos
@@ -234,7 +234,7 @@ class OwnBackground:
 
     def __init__(self, generator: Generator) -> None:
         points = [one.points for one in generator.prepared]
-        self._generator, self._chooser = generator, ReferenceChooser(points, most_frontal(points))
+        self._generator, self._chooser = generator, ReferenceChooser(points, front_reference(points))
 
     def __call__(self, frame: Frame, face: Face) -> Image:
         target = geometry.to_crop_units(face.points, face.size_px[0])
