@@ -555,9 +555,8 @@ def _eye_light(gray: NDArray[np.float32], marks: NDArray[np.float32], height: fl
 # --- cropping -----------------------------------------------------------------------------------------------
 
 HEAD_SHARE = 0.48  # face height over the side of the picture
-KEPT_SHARES = (0.33, 0.68)  # a square picture whose face lies between is kept whole
+KEPT_SHARE = 0.33  # a square picture whose face is at least that large is kept whole
 HEAD_CENTRE = (0.5, 0.51)  # where the middle between forehead and chin comes to lie
-MAX_ENLARGEMENT = 2.0
 _SQUARE_ENOUGH = 0.03
 
 
@@ -578,25 +577,22 @@ class HeadCrop:
 def crop(rgb: Image, face: Face, size_px: int = 512) -> HeadCrop:
     """The standard head picture: upright as taken, face about half its height, hair and shoulders in.
 
-    A picture that is already such a square is only resized, so that clips cut this way stay aligned to the
-    pixel. Never enlarged more than `MAX_ENLARGEMENT` times: a small face stays smaller in its square. What
-    lies beyond the photo's edge carries its rim on, ever more blurred: shirts and walls go on as they should,
-    and no second face appears as it would in a mirror.
+    A square picture with a head in it is only resized, so that clips cut this way stay aligned to the pixel. The
+    square never leaves the photo: where a tight selfie has no room to give, the head comes out larger. Pixels that
+    nobody photographed would move with the hair and the shoulders, and look it.
     """
     height, width = rgb.shape[:2]
     face_px = _face_px(face.points)
-    side: float = min(height, width)
-    left, top = (width - side) / 2, (height - side) / 2
+    room = min(height, width)
     squarish = abs(height - width) <= _SQUARE_ENOUGH * max(height, width)
-    large = side * MAX_ENLARGEMENT >= size_px
-    if not (squarish and large and KEPT_SHARES[0] <= face_px / side <= KEPT_SHARES[1]):
-        side = max(face_px / HEAD_SHARE, size_px / MAX_ENLARGEMENT)
+    if squarish and face_px / room >= KEPT_SHARE:
+        side: float = room
+        left, top = (width - side) / 2, (height - side) / 2
+    else:
+        side = min(face_px / HEAD_SHARE, room)
         middle = (face.points[10, :2] + face.points[152, :2]) / 2
-        left, top = middle[0] - HEAD_CENTRE[0] * side, middle[1] - HEAD_CENTRE[1] * side
-        # A small shift back into the photo is better than invented pixels.
-        give = 0.08 * side
-        left += float(np.clip(-left, 0, give) - np.clip(left + side - width, 0, give))
-        top += float(np.clip(-top, 0, give) - np.clip(top + side - height, 0, give))
+        left = float(np.clip(middle[0] - HEAD_CENTRE[0] * side, 0, width - side))
+        top = float(np.clip(middle[1] - HEAD_CENTRE[1] * side, 0, height - side))
     scale = size_px / side
     # Pixel centres: the photo's (left - 0.5) falls on the crop's -0.5.
     transform = np.array([[scale, 0, (0.5 - left) * scale - 0.5], [0, scale, (0.5 - top) * scale - 0.5]], np.float32)
@@ -613,39 +609,20 @@ def _cut(rgb: Image, left: float, top: float, side: float, size_px: int) -> Imag
             return rgb.copy()
         way = cv2.INTER_AREA if side > size_px else cv2.INTER_CUBIC
         return np.asarray(cv2.resize(rgb, (size_px, size_px), interpolation=way), np.uint8)
-    # The part of the photo that is needed, its rim carried on where the square leaves it; in whole pixels.
-    x0, y0 = int(np.floor(left)) - 2, int(np.floor(top)) - 2
-    x1, y1 = int(np.ceil(left + side)) + 2, int(np.ceil(top + side)) + 2
-    beyond = (max(0, -y0), max(0, y1 - height), max(0, -x0), max(0, x1 - width))
-    part = rgb[max(0, y0) : min(height, y1), max(0, x0) : min(width, x1)]
-    part = cv2.copyMakeBorder(part, *beyond, borderType=cv2.BORDER_REPLICATE)
+    # The part of the photo that is needed, in whole pixels.
+    x0, y0 = max(0, int(np.floor(left)) - 2), max(0, int(np.floor(top)) - 2)
+    part = rgb[y0 : int(np.ceil(top + side)) + 2, x0 : int(np.ceil(left + side)) + 2]
     scale = size_px / side
     fold = max(1, int(1 / scale))  # averaged by whole pixels first, or fine detail would alias
     if fold > 1:
         folded = (part.shape[1] // fold, part.shape[0] // fold)
         part = cv2.resize(part[: folded[1] * fold, : folded[0] * fold], folded, interpolation=cv2.INTER_AREA)
-    if max(beyond) > 2:
-        part = _blur_beyond(np.asarray(part, np.uint8), *(edge / fold for edge in beyond), side=side / fold)
     # Edges, not centres, correspond: (crop + 0.5) = ((part + 0.5) * fold + x0 - left) * scale.
     step = scale * fold
     matrix = np.array([[step, 0, (x0 - left) * scale + step / 2 - 0.5], [0, step, (y0 - top) * scale + step / 2 - 0.5]])
     way = cv2.INTER_CUBIC if step > 1 else cv2.INTER_LINEAR
     picture = cv2.warpAffine(part, matrix, (size_px, size_px), flags=way, borderMode=cv2.BORDER_REPLICATE)
     return np.asarray(picture, np.uint8)
-
-
-def _blur_beyond(padded: Image, above: float, below: float, before: float, after: float, side: float) -> Image:
-    """Blurs the padding, the more the farther out, so that no streaks are seen."""
-    height, width = padded.shape[:2]
-    x, y = np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32)
-    out_x = np.maximum(np.maximum(before - x, x - (width - 1 - after)), 0)
-    out_y = np.maximum(np.maximum(above - y, y - (height - 1 - below)), 0)
-    away = np.minimum(np.maximum(out_x[None], out_y[:, None]) / (0.06 * side), 1)[..., None]
-    shrink = max(1, round(side / 128))
-    small = cv2.resize(padded, (max(1, width // shrink), max(1, height // shrink)), interpolation=cv2.INTER_AREA)
-    small = cv2.GaussianBlur(small, (0, 0), 128 * 0.03)
-    blurred = cv2.resize(small, (width, height), interpolation=cv2.INTER_LINEAR)
-    return np.asarray(padded * (1 - away) + blurred * away + 0.5, np.uint8)
 
 
 # --- odds and ends of reading -------------------------------------------------------------------------------
@@ -659,7 +636,7 @@ def _allow_heif(path: Path) -> None:
     if start[4:8] != b"ftyp" or start[8:12] not in brands or b"avif" in start:
         return
     try:
-        import pillow_heif  # pyright: ignore[reportMissingImports]
+        import pillow_heif
     except ImportError as error:
         raise PhotoError(
             f"{path} is a HEIC photo: `pip install pillow-heif`, or export it as JPEG "
