@@ -253,7 +253,7 @@ def methods(taken: Sequence[CheckedPhoto], base: Base, config: Config, about: di
         enrol = replace(config.enrol, tune_s=tune_s)
         avatar, _, tuning = build(list(taken), "evaluated", base, replace(config, enrol=enrol), lambda *_: None)
         if tuning is not None:
-            about["tuning"] = {"steps": tuning.steps, "lpips": [tuning.lpips_before, tuning.lpips_after]}
+            about["tuning"] = {"steps": tuning.steps, "before": asdict(tuning.before), "after": asdict(tuning.after)}
         with tempfile.TemporaryDirectory() as folder:  # as a call gets it: through JPEG and float16
             path = Path(folder) / f"evaluated{avatars.SUFFIX}"
             avatars.save(avatar, path)

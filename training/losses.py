@@ -17,7 +17,7 @@ def pixel_weight(matte: Tensor, background: Tensor, focus: Tensor) -> Tensor:
     `matte [N, 1, S, S]`, `background [N]`, `focus [N, 1, S, S]`.
     """
     person = F.max_pool2d(matte, 9, 1, 4)
-    return person + (1 - person) * background[:, None, None, None] * 0.7 + 3 * focus
+    return person + (1 - person) * background[:, None, None, None] * 0.7 + 5 * focus
 
 
 def weighted_l1(drawn: Tensor, target: Tensor, weight: Tensor) -> Tensor:

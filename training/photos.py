@@ -598,7 +598,7 @@ def crop(rgb: Image, face: Face, size_px: int = 512) -> HeadCrop:
     transform = np.array([[scale, 0, (0.5 - left) * scale - 0.5], [0, scale, (0.5 - top) * scale - 0.5]], np.float32)
     picture = _cut(rgb, left, top, side, size_px)
     # Landmarks count from the picture's edge (x = 0), not from the middle of its first pixel.
-    points = (face.points - np.float32([left, top, 0])) * np.float32(scale)
+    points = (face.points - np.array([left, top, 0], np.float32)) * np.float32(scale)
     return HeadCrop(picture, points.astype(np.float32), transform, detail=float(min(1.0, 1 / scale)))
 
 
