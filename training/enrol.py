@@ -271,7 +271,7 @@ def fine_tune(
     rng = np.random.default_rng(seed)
     episodes = Episodes({"person": {"all": learning}}, size_px=size, seed=seed)
     optimiser = torch.optim.Adam(
-        [{"params": [person.modulation], "lr": 4e-3}, {"params": person.weights, "lr": 3e-4}],
+        [{"params": [person.modulation], "lr": 2e-3}, {"params": person.weights, "lr": 1e-3}],
         betas=(0.9, 0.99),
     )
     before = best = held_out()
