@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from engine.frames import Face
-from engine.references import ReferenceChooser, front_reference
+from engine.frames import Face, Image
+from engine.references import ReferenceChooser, front_reference, unlike
 
 Floats = NDArray[np.float32]
 MakeFace = Callable[..., Face]
@@ -133,3 +133,43 @@ def test_time_that_stands_still_or_runs_back_is_survived(references: list[Floats
 def test_front_reference(make_face: MakeFace) -> None:
     faces = [make_face(yaw_deg=yaw, pitch_deg=pitch).points for yaw, pitch in ((20, 0), (-3, 1), (0, 25), (-15, 5))]
     assert front_reference(faces) == 1
+
+
+def test_front_reference_has_its_eyes_open(make_face: MakeFace) -> None:
+    """A blink in the most frontal photo would shine through for the whole call."""
+    blinking = make_face().points.copy()
+    for upper, lower in ((159, 145), (386, 374)):
+        blinking[upper] = blinking[lower]
+    faces = [make_face(yaw_deg=20).points, blinking, make_face(yaw_deg=-8).points]
+    assert front_reference(faces) == 2
+    assert front_reference([blinking]) == 0
+
+
+def dressed(color: tuple[int, int, int], points: Floats) -> tuple[Image, NDArray[np.uint8], Floats]:
+    """A photo of 256 px whose person wears one colour."""
+    rgb = np.full((256, 256, 3), (200, 150, 130), np.uint8)
+    rgb[int(points[152, 1]) :] = color
+    return rgb, np.full((256, 256), 255, np.uint8), points
+
+
+def test_clothes_tell_how_unlike_two_photos_are(make_face: MakeFace) -> None:
+    points = make_face(center_px=(128, 110)).points
+    photos = [dressed(color, points) for color in ((30, 40, 90), (33, 42, 92), (200, 40, 30))]
+    found = unlike(photos, 0)
+    assert found.dtype == np.float32
+    assert found[:2].tolist() == [0, 0], "a little light makes no difference"
+    assert found[2] > 0.5
+    hidden = photos[2][0], np.zeros((256, 256), np.uint8), points
+    assert unlike([photos[0], hidden], 0).tolist() == [0, 0], "nothing to be seen is nothing unlike"
+
+
+def test_strange_clothes_keep_a_reference_from_the_rest_but_not_from_the_mouth(
+    make_face: MakeFace, references: list[Floats]
+) -> None:
+    strangeness = np.array([0, 5, 5, 5], np.float32)
+    for target in (references[1], references[3]):
+        chosen, _ = ReferenceChooser(references, 0, strangeness=strangeness).choose(target, 0.0)
+        plain, _ = ReferenceChooser(references, 0).choose(target, 0.0)
+        assert chosen[1] == 0
+        assert chosen[2:].tolist() == plain[2:].tolist()
+    assert plain[1] == 3

@@ -23,7 +23,7 @@ from engine.backends.openvino import OpenVino
 from engine.base import Base
 from engine.config import Config, load
 from engine.frames import Face, Image, NoFace
-from engine.renderer import Generator, Renderer, prepare, square_around
+from engine.renderer import Ceiling, Generator, Renderer, prepare, square_around
 
 ROOT = Path(__file__).parents[1]
 MakeFace = Callable[..., Face]
@@ -207,6 +207,24 @@ def test_square_lies_inside_the_frame_and_around_the_head(make_face: MakeFace, c
     assert top + side <= 240
     inside = face.points[:, :2] - [left, top]
     assert ((inside >= 0) & (inside <= side)).mean() > 0.95
+
+
+def test_a_cut_off_head_does_not_come_down_from_the_upper_edge(
+    tiny_references: tuple[Reference, ...], make_face: MakeFace
+) -> None:
+    """Where the photo ends above the hair, a head that goes down or away takes the picture along; otherwise nothing."""
+    whole = tiny_references[0]
+    points = geometry.to_crop_units(whole.points, 512)
+    down, up = points + np.array([0, 0.2, 0], np.float32), points - np.array([0, 0.2, 0], np.float32)
+    assert np.array_equal(Ceiling(whole, points)(down), down), "there is room above this head"
+    tight = replace(whole, matte=np.full_like(whole.matte, 255))
+    ceiling = Ceiling(tight, points)
+    assert np.allclose(ceiling(points), points, atol=1e-5)
+    assert np.allclose(ceiling(up), up)
+    assert np.allclose(ceiling(down), points, atol=1e-4)
+    smaller = (points * 0.8).astype(np.float32)
+    assert np.allclose(ceiling(smaller)[:, 1], smaller[:, 1] - 0.2, atol=1e-4)
+    assert np.allclose(ceiling(smaller)[:, 0], smaller[:, 0])
 
 
 # --- what is drawn from -------------------------------------------------------------------------------------

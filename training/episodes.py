@@ -96,9 +96,9 @@ def _read_shard(path: Path, split: str) -> tuple[str, list[Shot]]:
         parts = {member.name: member for member in tar.getmembers()}
 
         def read(name: str) -> bytes:
-            content = tar.extractfile(parts[name])
+            content = tar.extractfile(parts[name]) if name in parts else None
             if content is None:
-                raise ValueError(f"{name} in it is no file")
+                raise ValueError(f"it lacks {name}")
             return content.read()
 
         about = json.loads(read("clip.json"))

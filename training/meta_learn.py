@@ -250,7 +250,6 @@ def main(arguments: list[str] | None = None) -> None:
     perceptual = face = None
     if options.preset != "tiny":
         face = FaceFeatures().to(device)
-        face = FaceFeatures().to(device)
         perceptual = LPIPS("vgg").eval().to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):  # finish the step, save, leave

@@ -1,0 +1,206 @@
+"""Training, tiny: it learns, it survives a bad step and a full disk, and an interruption leaves no trace."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.test_episodes import write_shard
+from training import meta_learn
+from training.episodes import Episodes, Sample, batches, load_shards
+from training.meta_learn import PRESETS, State, learning_rate, load_checkpoint, make_state, save_checkpoint, train_step
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three invented people (of one picture, seen at several moments) in shards."""
+    folder = tmp_path_factory.mktemp("shards")
+    for person in ("ann", "ben", "cleo"):
+        write_shard(folder / f"{person}.tar", person, "train", [0, 20, 40])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def batch(shards: Path) -> Sample:
+    return next(iter(batches(Episodes(load_shards(shards, "train")), 1)))
+
+
+@pytest.fixture
+def state() -> State:
+    torch.manual_seed(0)
+    return make_state(PRESETS["tiny"], 4e-3, CPU)
+
+
+@pytest.fixture
+def signals() -> Iterator[None]:
+    """`main` takes over Ctrl-C and SIGTERM; they are given back."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_a_few_steps_lower_the_loss(state: State, batch: Sample) -> None:
+    told = [train_step(state, batch, None, 144, bf16=False) for _ in range(12)]
+    assert told[-1]["loss"] < 0.85 * told[0]["loss"]
+    assert told[-1]["synthesis"] < told[0]["synthesis"]
+    assert told[0].keys() == {"loss", "gradient", "l1", "warp", "synthesis", "matte"}
+    assert state.step == 12
+    assert state.skipped == 0
+
+
+def test_the_average_follows_behind(state: State, batch: Sample) -> None:
+    train_step(state, batch, None, 144, bf16=False)
+    before = {name: value.clone() for name, value in state.average.state_dict().items()}
+    train_step(state, batch, None, 144, bf16=False)
+    now, goal = state.average.state_dict(), state.generator.state_dict()
+    decay = 2 / 11  # (1 + step) / (10 + step), step 1
+    for name in before:
+        assert torch.allclose(now[name], decay * before[name] + (1 - decay) * goal[name], atol=1e-5), name
+
+
+def test_a_step_that_is_not_finite_is_skipped_and_counted(
+    state: State, batch: Sample, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train_step(state, batch, None, 144, bf16=False)
+    before = {name: value.clone() for name, value in state.generator.state_dict().items()}
+    real = meta_learn.losses.reconstruction
+
+    def spoiled(*given: Any) -> dict[str, torch.Tensor]:
+        terms = real(*given)
+        return terms | {"l1": terms["l1"] * float("nan")}
+
+    monkeypatch.setattr(meta_learn.losses, "reconstruction", spoiled)
+    told = train_step(state, batch, None, 144, bf16=False)
+    assert np.isnan(told["loss"])
+    assert (state.step, state.skipped) == (2, 1)
+    assert all(torch.equal(before[name], value) for name, value in state.generator.state_dict().items())
+    monkeypatch.undo()
+    assert np.isfinite(train_step(state, batch, None, 144, bf16=False)["loss"])
+    assert all(torch.isfinite(value).all() for value in state.average.state_dict().values())
+
+
+# --- the whole command --------------------------------------------------------------------------------------
+
+
+def command(shards: Path, run: Path) -> list[str]:
+    text = f"--shards {shards} --run {run} --preset tiny --steps 6 --hours 1000 --batch 1 --workers 0 --hold-out 1"
+    return [*text.split(), "--device", "cpu"]
+
+
+def watched(monkeypatch: pytest.MonkeyPatch, stop_after: int = 0, spoil: int = 0) -> list[float]:
+    """The losses of every step from now on; SIGTERM comes during step `stop_after`, step `spoil` is not finite."""
+    told: list[float] = []
+
+    def step(*given: Any, **named: Any) -> dict[str, float]:
+        result = train_step(*given, **named)
+        told.append(result["loss"])
+        if len(told) == stop_after:
+            signal.raise_signal(signal.SIGTERM)
+        if len(told) == spoil:
+            result["loss"] = float("nan")
+        return result
+
+    monkeypatch.setattr(meta_learn, "train_step", step)
+    return told
+
+
+def test_a_resumed_run_sees_what_it_would_have_seen(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signals: None
+) -> None:
+    whole = watched(monkeypatch)
+    meta_learn.main(command(shards, tmp_path / "whole"))
+    first = watched(monkeypatch, stop_after=3)
+    meta_learn.main(command(shards, tmp_path / "parts"))
+    second = watched(monkeypatch)
+    meta_learn.main(command(shards, tmp_path / "parts"))
+    assert (len(whole), len(first), len(second)) == (6, 3, 3)
+    assert first + second == pytest.approx(whole, rel=1e-5)
+    assert len(set(whole)) == 6
+    ends = [torch.load(tmp_path / run / "checkpoint.pt", weights_only=True) for run in ("whole", "parts")]
+    assert [end["step"] for end in ends] == [6, 6]
+    for name, value in ends[0]["average"].items():
+        assert torch.allclose(value, ends[1]["average"][name], atol=1e-6), name
+
+
+def test_a_run_folder_tells_what_was_done(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signals: None
+) -> None:
+    watched(monkeypatch, spoil=2)
+    meta_learn.main([*command(shards, tmp_path), "--steps", "20", "--save-s", "1e9"])
+    options = json.loads((tmp_path / "options.json").read_text())
+    assert options["network"] == meta_learn.asdict(PRESETS["tiny"])
+    assert options["steps"] == "20"
+    (line,) = (tmp_path / "stats.jsonl").read_text().splitlines()
+    told = json.loads(line, parse_constant=pytest.fail)  # a NaN of one step must not reach the mean
+    assert told["step"] == 20
+    assert told["loss"] > 0
+    assert told["skipped"] == 0
+
+
+def test_validation_and_samples(state: State, batch: Sample, tmp_path: Path) -> None:
+    measured = meta_learn.validate(state, [batch, batch], None)
+    assert measured.keys() == {f"held out {name}" for name in ("l1", "warp", "synthesis", "matte")}
+    meta_learn.save_samples(state, batch, tmp_path / "samples.jpg")
+    assert (tmp_path / "samples.jpg").stat().st_size > 5000
+
+
+# --- checkpoints --------------------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(
+    state: State, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "checkpoint.pt"
+    state.step = 7
+    save_checkpoint(state, path)
+    state.step = 8
+
+    def full(content: object, where: Path) -> None:
+        where.write_bytes(b"half a checkpoint")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match="No space left"):
+        save_checkpoint(state, path)
+    monkeypatch.undo()
+    again = make_state(PRESETS["tiny"], 1e-3, CPU)
+    load_checkpoint(again, path, CPU)
+    assert again.step == 7
+
+
+def test_a_checkpoint_gives_back_everything(state: State, batch: Sample, tmp_path: Path) -> None:
+    for _ in range(2):
+        train_step(state, batch, None, 144, bf16=False)
+    state.seconds, state.skipped = 12.5, 1
+    save_checkpoint(state, tmp_path / "checkpoint.pt")
+    again = make_state(PRESETS["tiny"], 1e-3, CPU)
+    load_checkpoint(again, tmp_path / "checkpoint.pt", CPU)
+    assert (again.step, again.seconds, again.skipped) == (2, 12.5, 1)
+    expected = train_step(state, batch, None, 144, bf16=False)
+    assert train_step(again, batch, None, 144, bf16=False) == pytest.approx(expected, rel=1e-5)
+    expected = train_step(state, batch, None, 144, bf16=False)
+    assert train_step(again, batch, None, 144, bf16=False) == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_checkpoint_of_other_sizes_is_refused(state: State, tmp_path: Path) -> None:
+    save_checkpoint(state, tmp_path / "checkpoint.pt")
+    with pytest.raises(ValueError, match=r"was trained with \{.*'body_channels': 4"):
+        load_checkpoint(make_state(PRESETS["live-256"], 1e-3, CPU), tmp_path / "checkpoint.pt", CPU)
+
+
+def test_the_rate_warms_up_holds_and_falls() -> None:
+    rates = [learning_rate(1.0, step / 1000, step) for step in range(1001)]
+    assert rates[0] == pytest.approx(0.01)
+    assert rates[99:601] == [pytest.approx(1.0)] * 502
+    assert (np.diff(rates[600:]) < 0).all()
+    assert rates[-1] == pytest.approx(0.03)
