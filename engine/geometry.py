@@ -7,6 +7,7 @@ y down, pixel centres at `(2 i + 1) / size - 1` (the convention of grid_sample w
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -277,14 +278,26 @@ class Conditioning:
     tile: NDArray[np.uint8]
     """`[64, 64]`: which of the four references slot B looks into (1 to 3)."""
     detail: Floats
-    """`[64, 64]`: how much slot B may say, 0 to 1."""
+    """`[64, 64]`: how much slot B may say, 0 to 1; up to 2 where it is to be believed before slot A (`trust`)."""
 
 
-def condition(target: Floats, references: Floats, fade: Floats) -> Conditioning:
+def trust(target: dict[str, Floats], slot_a: dict[str, Floats], chosen: Sequence[dict[str, Floats]]) -> Floats:
+    """How much more slot B is to be believed than slot A, `[3]` in 0..1; all as `describe` gives them.
+
+    `chosen` are the references of rest, eyes and mouth. Only where slot A's eyes or mouth are clearly of another
+    kind (open for shut): the network alone, at the age it has, blends the two. The rest also holds the background,
+    which is slot A's.
+    """
+    behind = misfit(target, slot_a) - [misfit(target, one)[zone] for zone, one in enumerate(chosen)]
+    behind[0] = 0.0
+    return np.clip((behind - 0.1) / 0.4, 0.0, 1.0).astype(np.float32)
+
+
+def condition(target: Floats, references: Floats, fade: Floats, trust: Floats | None = None) -> Conditioning:
     """Describe one target `[478, 2+]` against four references `[4, 478, 2+]`, all in crop units.
 
     The references are slot A, then slot B's rest, eyes and mouth; `fade` is `[3]`, how far each of the latter three is
-    faded in (0 while another one takes its place).
+    faded in (0 while another one takes its place), `trust` `[3]` as the function of that name gives it.
     """
     head = head_similarity(target, references)
     index, inside = zones(target)
@@ -300,5 +313,6 @@ def condition(target: Floats, references: Floats, fade: Floats) -> Conditioning:
         grids[MAP_COUNT][own] = GRID[own] @ map_[:, :2].T + map_[:, 2]
         grids[MAP_COUNT + 1][own] = mesh[number + 1, 0][own]
         grids[MAP_COUNT + 2][own] = mesh[number + 1, 1][own]
-    detail = (fade[:, None, None] * inside).sum(0, dtype=np.float32)
+    strength = fade if trust is None else fade * (1 + trust)
+    detail = (strength[:, None, None] * inside).sum(0, dtype=np.float32)
     return Conditioning(raster(target), grids, index + np.uint8(1), detail)

@@ -104,6 +104,7 @@ class Generator:
         self.backend = OpenVino(base.generator, constants, outputs, device, engine.precision, engine.threads)
         encoder = OpenVino(base.encoder, None, None, device, "f32", engine.threads)
         self.prepared = [prepare(reference, encoder, base.size_px, size_px) for reference in avatar.references]
+        self._described = [geometry.describe(one.points) for one in self.prepared]
         n, h = base.size_px, base.size_px // 4
         self._atlases = {
             "pictures": np.empty((1, 4, 4 * n, n), np.float32),
@@ -151,7 +152,9 @@ class Generator:
         `chosen [4]` and `fade [3]` as `ReferenceChooser.choose` gives them.
         """
         self._show(chosen)
-        told = geometry.condition(target, self._points, fade)
+        described = [self._described[index] for index in chosen]
+        trust = geometry.trust(geometry.describe(target), described[0], described[1:])
+        told = geometry.condition(target, self._points, fade, trust)
         drawn = self.backend.run(
             {
                 "raster": told.raster[None],

@@ -319,6 +319,10 @@ class Episodes(Dataset[Sample]):
                 developed[id(shot)] = develop(shot, apart)
         references = [developed[id(shot)] for shot in chosen]
         points = np.stack([one[1] for one in references])
+        trust = None
+        if rng is None:  # as a call draws it; the network itself is to learn which slot to believe
+            told = [geometry.describe(one) for one in points]
+            trust = geometry.trust(geometry.describe(target_points), told[0], told[1:])
         focus = np.zeros((size, size), np.uint8)
         for part in (geometry.LIPS_OUTER, geometry.EYE_LEFT, geometry.EYE_RIGHT):
             outline = cv2.convexHull(np.round((target_points[part, :2] + 1) * size / 2).astype(np.int32))
@@ -329,7 +333,7 @@ class Episodes(Dataset[Sample]):
             target=target_picture,
             pictures=torch.stack([one[0] for one in references]),
             rasters=torch.stack([raster_tensor(geometry.raster(one[1])) for one in references]),
-            **conditioning_tensors(geometry.condition(target_points, points, fade)),
+            **conditioning_tensors(geometry.condition(target_points, points, fade, trust)),
             background=torch.tensor(1.0 if still else 0.05),
             focus=torch.from_numpy(focus[None].astype(np.float32) / 255),
             placed=torch.from_numpy(alignment((target_points + np.array([1, 1, 0], np.float32)) * (size / 2), size)),

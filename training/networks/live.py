@@ -25,6 +25,8 @@ from torch.nn import functional as F
 from engine.geometry import DETAIL_COUNT, MAP_COUNT
 
 TILES = 4
+TRUST = 4.0
+"""What a `detail` of 2 instead of 1 adds to the logit of slot B."""
 TUNED = ("rise.weight", "rise.bias", "head.weight", "head.bias", "output.weight", "output.bias")
 """What an avatar brings along beside its modulation: the layers that turn features into pixels (44 k numbers)."""
 PICTURE_CHANNELS = 4
@@ -241,7 +243,8 @@ class LiveGenerator(nn.Module):
         """Draw one frame.
 
         Per frame: `raster [N, 3, S/2, S/2]` in 0..1, `grids [N, MAP_COUNT + DETAIL_COUNT, S/4, S/4, 2]`,
-        `tile [N, S/4, S/4]` (1, 2 or 3) and `detail [N, 1, S/4, S/4]`, as `engine.geometry.condition` makes them.
+        `tile [N, S/4, S/4]` (1, 2 or 3) and `detail [N, 1, S/4, S/4]` (0 to 1, beyond 1 see `TRUST`), as
+        `engine.geometry.condition` makes them.
         Changing only with the choice of references, each an atlas (`atlas`): `pictures [N, 4, 4 S, S]`, their
         `thumbnails [N, 4, S, S/4]` and `features [N, C, S, S/4]`; and slot A's own `reference_raster [N, 3, S/4, S/4]`.
         Constant: `modulation [N, M]`, and the person's own weights of the `TUNED` layers in order (None: the base's).
@@ -250,6 +253,8 @@ class LiveGenerator(nn.Module):
         h = size // 4
         n = raster.shape[0]
         tile = tile.float()
+        trusted = (detail - 1).clamp(min=0)
+        detail = detail.clamp(max=1)
         first, last = grids[:, :MAP_COUNT], grids[:, MAP_COUNT:]
         looked = torch.cat(
             [
@@ -277,6 +282,7 @@ class LiveGenerator(nn.Module):
         fine = F.interpolate(flow.flatten(1, 2), scale_factor=4.0, mode="bilinear", align_corners=False)
         fine_tile = F.interpolate(tile[:, None], scale_factor=4.0)[:, 0]
         fine_detail = F.interpolate(detail, scale_factor=4.0, mode="bilinear", align_corners=False)
+        fine_trusted = F.interpolate(trusted, scale_factor=4.0, mode="bilinear", align_corners=False)
         grid = torch.cat(
             [
                 atlas_grid(fine[:, 0], fine[:, 1], 0.0, size),
@@ -304,7 +310,12 @@ class LiveGenerator(nn.Module):
         synthesised = torch.tanh(leaving[:, :3])
         bias = leaving.new_tensor([2.0, 2.0, 0.0])[None, :, None, None]
         allowed = torch.cat(
-            [torch.zeros_like(fine_detail), torch.log(fine_detail + 1e-4), torch.zeros_like(fine_detail)], 1
+            [
+                torch.zeros_like(fine_detail),
+                torch.log(fine_detail + 1e-4) + TRUST * fine_trusted,
+                torch.zeros_like(fine_detail),
+            ],
+            1,
         )
         weight = (leaving[:, 3:6] + bias + allowed).softmax(1)
         matte = torch.sigmoid(leaving[:, 6:7] + 6 * look_a[:, 3:4] - 3)
