@@ -141,9 +141,7 @@ def test_the_header_alone_for_lists(tiny: Path) -> None:
 @given(
     name=st.text(min_size=1, max_size=64),
     values=st.lists(st.floats(-6e4, 6e4, width=16), max_size=9),
-    checks=st.dictionaries(
-        st.text(max_size=5), st.integers() | st.floats(allow_nan=False, allow_infinity=False)
-    ),
+    checks=st.dictionaries(st.text(max_size=5), st.integers() | st.floats(allow_nan=False, allow_infinity=False)),
 )
 def test_any_fit_name_and_any_numbers_survive(
     name: str, values: list[float], checks: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
@@ -438,9 +436,7 @@ def test_a_newer_version(tmp_path: Path) -> None:
 
 
 def test_an_avatar_of_another_base(tiny: Path) -> None:
-    with pytest.raises(
-        AvatarError, match=r"base model abababababab and .* cdcdcdcdcdcd; enrol again, or install"
-    ):
+    with pytest.raises(AvatarError, match=r"base model abababababab and .* cdcdcdcdcdcd; enrol again, or install"):
         avatars.load(tiny, "cd" * 32)
 
 
@@ -580,6 +576,4 @@ def test_home_without_a_setting(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_loading_needs_no_torch() -> None:
     code = "import sys, engine.avatar; print('torch' in sys.modules, 'pickle' in engine.avatar.__dict__)"
-    assert (
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False False\n"
-    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False False\n"

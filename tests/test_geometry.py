@@ -344,3 +344,15 @@ def test_condition_looks_into_the_reference_of_its_zone(target: Floats, referenc
         slot_b = told.grids[geometry.MAP_COUNT :]
         assert np.allclose(slot_b[0][own], applied(head[reference], geometry.GRID[own]), atol=1e-5)
         assert np.array_equal(slot_b[1:, own], meshes[reference][:, own])
+
+
+def test_trust_is_for_eyes_and_mouths_of_another_kind() -> None:
+    still = {
+        part: np.zeros(5 if part == "eyes" else 4 if part == "mouth" else 3, np.float32) for part in geometry.ZONES
+    }
+    shut = still | {"eyes": np.array([-0.6, -0.6, 0, 0, 0], np.float32)}
+    assert not geometry.trust(still, still, [still] * 3).any()
+    assert geometry.trust(shut, still, [still, shut, still]).tolist() == [0, 1, 0]
+    assert geometry.trust(still, shut, [shut, still, shut]).tolist() == [0, 1, 0], "slot A blinks, the driver does not"
+    turned = still | {"rest": np.array([2, 0, 0], np.float32)}
+    assert geometry.trust(turned, still, [turned] * 3)[0] == 0, "the rest holds the background too"

@@ -64,9 +64,7 @@ def test_starting_loads_no_torch() -> None:
         f"import importlib, sys\nfor name in {wanted!r}: importlib.import_module(name)\n"
         "print(*{'torch', 'training', 'mediapipe', 'matplotlib'} & set(sys.modules))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", source], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", source], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == []
 

@@ -13,6 +13,7 @@ from engine.geometry import DETAIL_COUNT, MAP_COUNT
 from training.export import FRAME_INPUTS, PERSON_INPUTS, example
 from training.meta_learn import PRESETS
 from training.networks.live import (
+    TRUST,
     TUNED,
     Drawn,
     LiveGenerator,
@@ -97,6 +98,16 @@ def test_slot_b_is_silent_where_there_is_no_detail(generator: LiveGenerator, inp
     silent, other = drawn(generator, inputs, detail=none), drawn(generator, inputs, detail=none, features=features)
     assert torch.equal(silent.rgb, other.rgb)
     assert (silent.rgb - drawn(generator, inputs, detail=none, pictures=pictures).rgb).abs().max() < 1e-3
+
+
+def test_detail_beyond_one_believes_slot_b(generator: LiveGenerator, inputs: dict[str, Tensor]) -> None:
+    """It adds `TRUST` to slot B's logit and changes nothing else: the odds against slot A grow by exp(TRUST)."""
+    ones = torch.ones(1, 1, SMALL, SMALL)
+    plain, trusting = (drawn(generator, inputs, detail=ones * value) for value in (1.0, 2.0))
+    odds = [(made.weight[:, 1] / made.weight[:, 0]).log() for made in (plain, trusting)]
+    assert torch.allclose(odds[1] - odds[0], torch.tensor(TRUST), atol=1e-3)
+    assert torch.equal(plain.flow, trusting.flow)
+    assert torch.equal(plain.synthesised, trusting.synthesised)
 
 
 def test_atlas_sampling_equals_sampling_each_tile(generator: LiveGenerator) -> None:

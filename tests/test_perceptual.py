@@ -109,9 +109,7 @@ class Evil:
         return os.system, ("exit 7",)
 
 
-@pytest.mark.parametrize(
-    "bad", [Evil(), np.random.default_rng(1), Path("/"), np.array([Evil()], dtype=object)]
-)
+@pytest.mark.parametrize("bad", [Evil(), np.random.default_rng(1), Path("/"), np.array([Evil()], dtype=object)])
 def test_a_pickle_with_anything_but_arrays_is_refused(bad: object, tmp_path: Path) -> None:
     path = tmp_path / "bad.ckpt"
     path.write_bytes(pickle.dumps({"AlexNet_0": bad}, protocol=4))
@@ -137,9 +135,7 @@ def test_weights_are_converted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("net", "expected"), [("vgg", (0.223, 0.453, 0.617)), ("alex", (0.349, 0.540, 0.497))]
-)
+@pytest.mark.parametrize(("net", "expected"), [("vgg", (0.223, 0.453, 0.617)), ("alex", (0.349, 0.540, 0.497))])
 def test_the_real_weights_on_a_face(
     net: Net, expected: tuple[float, ...], face_photo: np.ndarray, turned_photo: np.ndarray
 ) -> None:

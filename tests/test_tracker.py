@@ -35,9 +35,7 @@ def tracked(tracker: Tracker, rgb: Image, time_s: float = 0.0) -> Face:
     return found
 
 
-def in_scene(
-    photo: Image, side_px: int, left: int, top: int, size_px: tuple[int, int] = (1280, 720)
-) -> Image:
+def in_scene(photo: Image, side_px: int, left: int, top: int, size_px: tuple[int, int] = (1280, 720)) -> Image:
     """The photo, shrunk to `side_px`, somewhere in a large and otherwise empty frame."""
     scene = np.full((size_px[1], size_px[0], 3), 90, np.uint8)
     scene[top : top + side_px, left : left + side_px] = cv2.resize(
@@ -116,9 +114,7 @@ def test_tilted_picture_tilts_the_head(tracker: Tracker, face_photo: Image) -> N
     _, _, before = euler_deg(tracked(tracker, face_photo).rotation)
     turn = cv2.getRotationMatrix2D((128, 128), -20, 1.0)  # minus: clockwise
     tracker.reset()
-    _, _, after = euler_deg(
-        tracked(tracker, cv2.warpAffine(face_photo, turn, (256, 256)).astype(np.uint8)).rotation
-    )
+    _, _, after = euler_deg(tracked(tracker, cv2.warpAffine(face_photo, turn, (256, 256)).astype(np.uint8)).rotation)
     assert after - before == pytest.approx(20, abs=3)
 
 
