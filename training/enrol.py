@@ -241,6 +241,11 @@ def still_episode(target: PersonShot, support: Sequence[PersonShot], size_px: in
     )
 
 
+def join(samples: Sequence[Sample]) -> Sample:
+    """Batches -> one batch."""
+    return Sample(**{name: torch.cat([getattr(one, name) for one in samples]) for name in Sample.__slots__})
+
+
 def fine_tune(
     person: Person,
     shots: Sequence[PersonShot],
@@ -254,7 +259,9 @@ def fine_tune(
     if len(shots) < _LEAST_TO_TUNE or budget_s <= 0:
         return None
     size = person.generator.options.size_px
-    learning, held = list(shots[:-1]), shots[-1]
+    # Shots come in farthest-point order: the last ones are the easiest, so one from the middle is held back.
+    learning = list(shots)
+    held = learning.pop(len(shots) // 2)
     still = still_episode(held, learning, size)
     goal = still.target[:, :3]
     scored = losses.pixel_weight(still.target[:, 3:], still.background, still.focus)
@@ -269,9 +276,8 @@ def fine_tune(
             return Score(distance, 1 - float(losses.likeness(rgb, goal, still.placed, face)))
 
     rng = np.random.default_rng(seed)
-    episodes = Episodes({"person": {"all": learning}}, size_px=size, seed=seed)
     optimiser = torch.optim.Adam(
-        [{"params": [person.modulation], "lr": 2e-3}, {"params": person.weights, "lr": 1e-3}],
+        [{"params": [person.modulation], "lr": 1e-3}, {"params": person.weights, "lr": 5e-4}],
         betas=(0.9, 0.99),
     )
     before = best = held_out()
@@ -281,9 +287,10 @@ def fine_tune(
         report("fine-tuning", min(int(100 * spent / budget_s), 99), 100)
         batch = []
         for index in rng.permutation(len(learning))[:2]:
-            support = [shot for shot in learning if shot is not learning[index]]
-            batch.append(episodes.episode(learning[index], support, rng))
-        sample = collate(batch)
+            others = [shot for shot in learning if shot is not learning[index]]
+            support = [others[k] for k in rng.permutation(len(others))[: max(2, int(0.7 * len(others)))]]
+            batch.append(still_episode(learning[index], support, size))
+        sample = join(batch)
         with torch.autocast("cpu", torch.bfloat16):
             drawn = person.draw(sample)
             terms = losses.reconstruction(drawn, sample.target, sample.detail, sample.background, sample.focus)
@@ -301,8 +308,8 @@ def fine_tune(
             terms["likeness"] = losses.likeness(drawn.rgb, sample.target[:, :3], sample.placed, face)
         optimiser.zero_grad(set_to_none=True)
         losses.total(terms, _WEIGHTS).backward()
-        torch.nn.utils.clip_grad_norm_(person.parameters(), 1.0)
-        optimiser.step()
+        if torch.isfinite(torch.nn.utils.clip_grad_norm_(person.parameters(), 1.0)):
+            optimiser.step()
         step += 1
         if step % 8 == 0 or time.monotonic() - began >= budget_s:
             now = held_out()
@@ -401,15 +408,23 @@ def _beside(contact: Path | None, made: Avatar, base: Base, config: Config) -> I
     sheet = cv2.cvtColor(contact_sheet(made, base, config), cv2.COLOR_RGB2BGR)
     part = contact.with_name(f".{contact.name}.part")
     try:
+        contact.parent.mkdir(parents=True, exist_ok=True)
+        part.touch()
+    except OSError as error:
+        raise _unwritten(contact, error) from error
+    try:
         try:
-            contact.parent.mkdir(parents=True, exist_ok=True)
             part.write_bytes(cv2.imencode(contact.suffix, sheet)[1].tobytes())
         except OSError as error:
-            raise OSError(f"{contact} could not be written, and nothing was changed: {error.strerror}") from error
+            raise _unwritten(contact, error) from error
         yield
         part.replace(contact)
     finally:
         part.unlink(missing_ok=True)
+
+
+def _unwritten(contact: Path, error: OSError) -> OSError:
+    return OSError(f"{contact} could not be written, and nothing was changed: {error.strerror}")
 
 
 class _Clock:
