@@ -25,7 +25,6 @@ from engine.motion import neutrality
 from tests.clips import DEMO
 from training import enrol as enrolling
 from training.enrol import CheckedPhoto, Enrolment, Person, PersonShot, PhotoError, enrol, fine_tune, to_shots
-from training.episodes import Episodes
 from training.export import load_generator
 from training.networks.live import TUNED
 
@@ -138,7 +137,7 @@ def test_references_are_upright_heads_with_mattes(enrolled: tuple[Enrolment, lis
     for reference in enrolled[0].avatar.references:
         assert reference.rgb.shape == (512, 512, 3)
         chin, brow = reference.points[152], reference.points[10]
-        assert 0.3 < (chin[1] - brow[1]) / 512 < 0.7
+        assert 0.3 < (chin[1] - brow[1]) / 512 < 0.8, "a tight selfie is kept whole"
         nose = reference.points[1].astype(int)
         assert reference.matte[nose[1], nose[0]] > 200
         assert reference.matte[:40, :40].mean() < 60
@@ -219,13 +218,13 @@ def tuned_with(
 ) -> tuple[Person, enrolling.Tuning | None, list[tuple[Any, list[Any]]]]:
     """Fine-tunes by a clock that ticks once a step, and says who was drawn from whom."""
     drawn: list[tuple[Any, list[Any]]] = []
-    real = Episodes.episode
+    real = enrolling.still_episode
 
-    def episode(self: Episodes, target: Any, support: Sequence[Any], rng: np.random.Generator) -> Any:
+    def still_episode(target: Any, support: Sequence[Any], size_px: int) -> Any:
         drawn.append((target, list(support)))
-        return real(self, target, support, rng)
+        return real(target, support, size_px)
 
-    monkeypatch.setattr(Episodes, "episode", episode)
+    monkeypatch.setattr(enrolling, "still_episode", still_episode)
     steps: list[int] = []
     monkeypatch.setattr(enrolling, "time", SimpleNamespace(monotonic=lambda: float(len(steps))))
     person = Person(load_generator(base.weights), shots)
@@ -246,10 +245,13 @@ def test_the_held_back_photo_is_never_trained_on(
     _, tuning, drawn = tuned_with(shots, tiny_base, monkeypatch, 5)
     assert tuning is not None
     assert tuning.steps == 5
-    assert len(drawn) == 10
-    for target, support in drawn:
-        assert target is not shots[-1]
-        assert shots[-1] not in support
+    held = shots[len(shots) // 2]
+    first, *learned = drawn
+    assert first[0] is held, "the photo that decides"
+    assert len(learned) == 10
+    for target, support in learned:
+        assert target is not held
+        assert held not in support
         assert target not in support
 
 

@@ -468,8 +468,8 @@ def new_poses(avatar: Avatar) -> Iterator[tuple[str, Points]]:
 
     yield "turned left", turned(-18, 0)
     yield "turned right", turned(18, 0)
-    yield "looking up", turned(0, 12)
-    yield "looking down", turned(0, -12)
+    yield "looking up", turned(0, -12)
+    yield "looking down", turned(0, 12)
     yield "speaking", shaped(speak)
     yield "blinking", shaped(blink)
 

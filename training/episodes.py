@@ -81,7 +81,7 @@ def load_shards(folder: Path, split: str) -> dict[str, dict[str, list[Shot]]]:
             person, shots = _read_shard(path, split)
         except (tarfile.TarError, OSError, EOFError, KeyError, TypeError, ValueError) as error:
             raise ValueError(
-                f"{path} is damaged ({error}): delete it and run python -m training.prepare again"
+                f"{path} is damaged ({' '.join(str(error).split())}): delete it and run python -m training.prepare again"
             ) from error
         if shots:
             people[person][path.stem] = shots

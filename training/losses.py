@@ -37,8 +37,12 @@ def warp_l1(looks: Tensor, target: Tensor, detail: Tensor, weight: Tensor) -> Te
 
 
 def matte_loss(matte: Tensor, target: Tensor) -> Tensor:
-    """Binary cross entropy plus L1 on alpha, `[N, 1, S, S]` in 0..1."""
-    return F.binary_cross_entropy(matte.clamp(1e-4, 1 - 1e-4), target) + (matte - target).abs().mean()
+    """Binary cross entropy plus L1 on alpha, `[N, 1, S, S]` in 0..1.
+
+    Not a number where the matte is not: torch's cross entropy would raise, and a bad step is to be skipped.
+    """
+    surely = torch.nan_to_num(matte, nan=0.5).clamp(1e-4, 1 - 1e-4)
+    return F.binary_cross_entropy(surely, target) + (matte - target).abs().mean()
 
 
 def perceptual_pair(
