@@ -7,6 +7,8 @@ reference unseen, and is faded in again: no picture ever jumps, and no frame cos
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -24,12 +26,15 @@ class ReferenceChooser:
         self,
         points: list[Floats],
         slot_a: int,
-        fade_s: float = 0.12,
-        dwell_s: float = 0.35,
+        fade_s: float | Sequence[float] = (0.16, 0.04, 0.08),
+        dwell_s: float | Sequence[float] = (0.5, 0.06, 0.12),
         margin: float = 0.15,
         strangeness: Floats | None = None,
     ) -> None:
         """`points`: the landmarks of each reference, `[478, 3]`, any one unit; `slot_a`: the reference of slot A.
+
+        `fade_s` and `dwell_s` are seconds for rest, eyes and mouth (or one for all): how long a zone takes to fade out or
+        in, and how long it keeps a reference at least. A blink is over in 0.15 s; a turn of the head takes longer.
 
         `strangeness [R]` is added to each reference's misfit for the rest of the head: how unlike slot A's its
         clothes and light are (`unlike`).
@@ -37,7 +42,8 @@ class ReferenceChooser:
         self._strangeness = np.zeros(len(points), np.float32) if strangeness is None else strangeness
         self._told = [geometry.describe(one) for one in points]
         self._slot_a = slot_a
-        self._fade_s, self._dwell_s, self._margin = fade_s, dwell_s, margin
+        self._fade_s, self._dwell_s = (np.broadcast_to(np.asarray(one, np.float64), 3) for one in (fade_s, dwell_s))
+        self._margin = margin
         self._shown = np.full(3, slot_a)
         self._wanted = np.full(3, slot_a)
         self._fade = np.ones(3, np.float32)
@@ -52,20 +58,21 @@ class ReferenceChooser:
         best = misfits.argmin(0)
         if self._last_s is None:
             self._shown, self._wanted = best.copy(), best.copy()
-        step = 1.0 if self._last_s is None else max(time_s - self._last_s, 0.0) / self._fade_s
+        passed_s = np.inf if self._last_s is None else max(time_s - self._last_s, 0.0)
+        step = np.minimum(passed_s / self._fade_s, 1.0)
         self._last_s = time_s
         for zone in range(3):
             current = self._wanted[zone]
             better = misfits[best[zone], zone] < (1 - self._margin) * misfits[current, zone] - 0.02
-            if best[zone] != current and better and time_s - self._since_s[zone] >= self._dwell_s:
+            if best[zone] != current and better and time_s - self._since_s[zone] >= self._dwell_s[zone]:
                 self._wanted[zone], self._since_s[zone] = best[zone], time_s
             if self._wanted[zone] != self._shown[zone]:
-                self._fade[zone] -= step
+                self._fade[zone] -= step[zone]
                 if self._fade[zone] <= 0:
                     self._fade[zone] = 0.0
                     self._shown[zone] = self._wanted[zone]
             else:
-                self._fade[zone] = min(self._fade[zone] + step, 1.0)
+                self._fade[zone] = min(self._fade[zone] + step[zone], 1.0)
         return np.array([self._slot_a, *self._shown]), self._fade.copy()
 
 
