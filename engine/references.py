@@ -33,8 +33,8 @@ class ReferenceChooser:
     ) -> None:
         """`points`: the landmarks of each reference, `[478, 3]`, any one unit; `slot_a`: the reference of slot A.
 
-        `fade_s` and `dwell_s` are seconds for rest, eyes and mouth (or one for all): how long a zone takes to fade out or
-        in, and how long it keeps a reference at least. A blink is over in 0.15 s; a turn of the head takes longer.
+        `fade_s` and `dwell_s` are seconds for rest, eyes and mouth (or one for all): how long a zone takes to fade out
+        or in, and how long it keeps a reference at least. A blink is over in 0.15 s; a turn takes longer.
 
         `strangeness [R]` is added to each reference's misfit for the rest of the head: how unlike slot A's its
         clothes and light are (`unlike`).
