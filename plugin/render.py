@@ -50,7 +50,7 @@ def read_faces(path: Path) -> tuple[list[Face], float]:
     Raises `ValueError` when the file is not one.
     """
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             points, times, size = stored["points"].astype(np.float32), stored["time_s"], stored["size_px"]
     except FileNotFoundError:
         raise ValueError(f"there is no file {path}") from None

@@ -91,7 +91,7 @@ class Watched(Episodes):
 
         def assemble(target: Shot, picked: Sequence[Shot], *rest: object) -> Sample:
             chosen.extend(picked)
-            return Sample(*[torch.zeros(1)] * len(Sample.__slots__))
+            return Sample(*[torch.zeros(1)] * len(tuple(Sample.__slots__)))
 
         self.assemble = assemble  # type: ignore[method-assign]
         sample = super().episode(target, support, rng)

@@ -80,9 +80,9 @@ def load_shards(folder: Path, split: str) -> dict[str, dict[str, list[Shot]]]:
         try:
             person, shots = _read_shard(path, split)
         except (tarfile.TarError, OSError, EOFError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"{path} is damaged ({' '.join(str(error).split())}): delete it and run python -m training.prepare again"
-            ) from error
+            why = " ".join(str(error).split())
+            remedy = "delete it and run python -m training.prepare again"
+            raise ValueError(f"{path} is damaged ({why}): {remedy}") from error
         if shots:
             people[person][path.stem] = shots
     if not people:
