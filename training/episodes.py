@@ -342,6 +342,8 @@ class Episodes(Dataset[Sample]):
 
 def batches(episodes: Episodes, size: int, first: int = 0, workers: int = 0) -> DataLoader[Sample]:
     """Batches without end, from number `first` on: batch k holds the same episodes however many workers draw it."""
+    if workers:
+        cv2.setNumThreads(1)  # a worker that is forked beside OpenCV's threads would wait for them for ever
     return DataLoader(
         episodes,
         size,
@@ -349,10 +351,4 @@ def batches(episodes: Episodes, size: int, first: int = 0, workers: int = 0) -> 
         num_workers=workers,
         collate_fn=collate,
         prefetch_factor=4 if workers else None,
-        worker_init_fn=_alone,
     )
-
-
-def _alone(worker: int) -> None:
-    """Workers share the cores by being many; OpenCV's threads would only be in each other's way."""
-    cv2.setNumThreads(1)

@@ -16,6 +16,7 @@ import logging
 import os
 import tarfile
 from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import av
@@ -102,7 +103,7 @@ def main(arguments: list[str] | None = None) -> None:
                 jobs.append((clip, shard, {**about, "licence": options.licence}, options.every, options.size_px))
     broken: list[str] = []
     frames = 0
-    with ProcessPoolExecutor(options.workers) as pool:
+    with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:
         for done, (_, result) in enumerate(pool.map(_prepare, jobs, chunksize=4), 1):
             if isinstance(result, str):
                 broken.append(result)
