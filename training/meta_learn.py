@@ -22,6 +22,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from training import losses
@@ -222,6 +223,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--save-s", type=float, default=240.0, help="seconds between checkpoints")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--hold-out", type=int, default=12, help="training people kept for validation")
+    parser.add_argument("--start", type=Path, help="weights.safetensors of a base to start a new run from")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
@@ -239,6 +241,11 @@ def main(arguments: list[str] | None = None) -> None:
     if checkpoint.exists():
         load_checkpoint(state, checkpoint, device)
         logger.info("resumed at step %d", state.step)
+    elif options.start:
+        weights = {name: value.float() for name, value in load_file(options.start).items()}
+        state.generator.load_state_dict(weights)
+        state.average.load_state_dict(weights)
+        logger.info("started from the weights in %s", options.start)
     recorded = {name: str(value) for name, value in vars(options).items()} | {
         "network": asdict(state.generator.options)
     }
