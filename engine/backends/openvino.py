@@ -64,22 +64,31 @@ class OpenVino:
         self._compiled = core.compile_model(graph, device, settings)
         self._request = self._compiled.create_infer_request()
         self.inputs = {port.any_name: tuple(port.shape) for port in self._compiled.inputs}
-        self._outputs = {port.any_name: port for port in self._compiled.outputs}
+        self._held: dict[str, NDArray[np.generic]] = {}
+        self._results: dict[str, NDArray[np.generic]] = {
+            port.any_name: np.empty(tuple(port.shape), port.get_element_type().to_dtype())
+            for port in self._compiled.outputs
+        }
 
     def describe(self) -> str:
         """One line for people: what runs on what, in which precision."""
         return f"OpenVINO {ov.__version__.split('-')[0]} on {self.device} ({self.device_name}), {self.precision}"
 
     def set(self, inputs: Tensors) -> None:
-        """Bind arrays without copying: they are read at every `run` until replaced, and must stay alive."""
+        """Bind arrays without copying: they are read at every `run` until replaced."""
         for name, array in inputs.items():
-            self._request.set_tensor(name, ov.Tensor(np.ascontiguousarray(array), shared_memory=True))
+            # The request knows only an address: somebody has to keep what lies there alive.
+            held = self._held[name] = np.ascontiguousarray(array)
+            self._request.set_tensor(name, ov.Tensor(held, shared_memory=True))
 
     def run(self, inputs: Tensors) -> dict[str, NDArray[np.generic]]:
-        """Outputs by name; views into the request's own memory, valid until the next `run`."""
+        """Outputs by name, in arrays that the next `run` writes again."""
         self.set(inputs)
         self._request.infer()
-        return {name: self._request.get_tensor(name).data for name in self._outputs}
+        for name, array in self._results.items():
+            # Not a view: it would outlive the request it looks into.
+            np.copyto(array, self._request.get_tensor(name).data)
+        return dict(self._results)
 
 
 def _bind(graph: ov.Model, constants: Tensors) -> None:
