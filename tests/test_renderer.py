@@ -101,10 +101,10 @@ def test_a_frame_carries_the_time_of_its_face(renderer: Maker, make_face: MakeFa
 
 def test_memory_stays_flat(renderer: Maker, stream: list[Face | NoFace]) -> None:
     one = renderer()
-    drawn(one, stream[:10])
-    gc.collect()
     tracemalloc.start()
     try:
+        drawn(one, stream[:10])
+        gc.collect()
         before = tracemalloc.get_traced_memory()[0]
         for turn in range(10):
             for face in stream:
