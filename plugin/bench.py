@@ -199,7 +199,7 @@ def _picture(told: dict, path: Path) -> None:
     axis.set_yticks(range(place), labels)
     axis.invert_yaxis()
     axis.set_xlabel("median ms per frame (dotted: 30 frames a second)")
-    axis.legend(loc="lower right", frameon=False)
+    axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
