@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from engine.backends.openvino import core
 from engine.base import FILES, Base, file_sha256, open_base, shipped_folder
 from engine.geometry import DETAIL_COUNT, MAP_COUNT
 from training.networks.live import PICTURE_CHANNELS, TILES, TUNED, LiveGenerator, LiveOptions
@@ -164,13 +165,11 @@ def write_base(generator: LiveGenerator, folder: Path, record: dict[str, Any]) -
 
 def difference_from_torch(base: Base) -> dict[str, float]:
     """Largest absolute difference of each output between torch and OpenVINO, both float32 (bytes count in levels)."""
-    import openvino as ov
-
     generator = load_generator(base.weights)
     inputs = example(generator, seed=1)
     with torch.no_grad():
         expected = PerFrame(generator)(*inputs.values())
-    compiled = ov.Core().compile_model(str(base.generator), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = core().compile_model(str(base.generator), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     got = compiled({name: value.numpy() for name, value in inputs.items()})
     return {
         name: float(np.abs(got[name].astype(np.float64) - value.numpy().astype(np.float64)).max())

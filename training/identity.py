@@ -11,9 +11,9 @@ from typing import ClassVar
 
 import cv2
 import numpy as np
-import openvino
 from numpy.typing import NDArray
 
+from engine.backends.openvino import core
 from engine.frames import Image, Points
 from training.fetch import fetch
 
@@ -72,10 +72,9 @@ class _Embedder:
     scale: ClassVar[float]
 
     def __init__(self) -> None:
-        core = openvino.Core()
-        network = core.read_model(fetch(self.helper))
+        network = core().read_model(fetch(self.helper))
         network.reshape([1, 3, ALIGNED_PX, ALIGNED_PX])
-        self._compiled = core.compile_model(network, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        self._compiled = core().compile_model(network, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
 
     def embed(self, rgb: Image, points: Points) -> NDArray[np.float32]:
         """`[n]` float32 of length one: `a @ b` is near 1 for one person and near 0 for two."""

@@ -29,6 +29,7 @@ import openvino
 from numpy.typing import NDArray
 from openvino import opset13
 
+from engine.backends.openvino import core
 from engine.frames import Image, Points
 from training.fetch import FetchError, cache
 from training.identity import SFace
@@ -91,14 +92,13 @@ class Generator:
     """MobileStyleGAN on the CPU, in full precision, with styles of its own for every layer."""
 
     def __init__(self, folder: Path) -> None:
-        core = openvino.Core()
         exact = {"INFERENCE_PRECISION_HINT": "f32"}
-        mapping = core.read_model(folder / "MappingNetwork.xml")
+        mapping = core().read_model(folder / "MappingNetwork.xml")
         mapping.reshape({"var": [-1, STYLES]})
-        self._mapping = core.compile_model(mapping, "CPU", exact)
-        synthesis = core.read_model(folder / "SynthesisNetwork.xml")
+        self._mapping = core().compile_model(mapping, "CPU", exact)
+        synthesis = core().read_model(folder / "SynthesisNetwork.xml")
         self.layers = _split_styles(synthesis)
-        self._synthesis = core.compile_model(synthesis, "CPU", exact)
+        self._synthesis = core().compile_model(synthesis, "CPU", exact)
 
     def style(self, noise: NDArray[np.float32]) -> NDArray[np.float64]:
         """Normal noise `[n, 512]` -> w `[n, 512]`."""

@@ -7,6 +7,7 @@ references stays in buffers that the graph reads in place.
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,17 @@ import openvino as ov
 from numpy.typing import NDArray
 
 Tensors = Mapping[str, NDArray[np.generic]]
+
+
+@functools.cache
+def core() -> ov.Core:
+    """OpenVINO itself, one for the whole process and never given back.
+
+    Its CPU plug-in puts a stack for signal handlers of its own under the thread that loads it, and puts the former one
+    back when it goes. Two that go in the order in which they came leave a stack that is freed, and then Ctrl-C (or any
+    other signal that Python has a handler for) ends the process with a segmentation fault.
+    """
+    return ov.Core()
 
 
 class OpenVino:
@@ -35,11 +47,11 @@ class OpenVino:
         precision: str = "auto",
         threads: int = 0,
     ) -> None:
-        core = ov.Core()
-        if device not in ("AUTO", *core.available_devices):
-            raise ValueError(f"OpenVINO has no device {device!r} here, only {', '.join(core.available_devices)}")
+        devices = core().available_devices
+        if device not in ("AUTO", *devices):
+            raise ValueError(f"OpenVINO has no device {device!r} here, only {', '.join(devices)}")
         try:
-            graph = core.read_model(str(model))
+            graph = core().read_model(str(model))
         except RuntimeError as error:
             raise ValueError(f"{model} cannot be read as a network: install the program again") from error
         _bind(graph, constants or {})
@@ -47,7 +59,7 @@ class OpenVino:
             _keep_outputs(graph, outputs)
         settings: dict[str, object] = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1}
         if device == "CPU":
-            has_bf16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+            has_bf16 = "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
             if precision == "bf16" and not has_bf16:
                 raise ValueError("this processor does not compute in bf16: ask for f32 or auto")
             self.precision = "bf16" if precision in ("auto", "bf16") and has_bf16 else "f32"
@@ -60,8 +72,8 @@ class OpenVino:
         else:
             self.precision = precision
         self.device = device
-        self.device_name = str(core.get_property(device, "FULL_DEVICE_NAME")) if device != "AUTO" else "AUTO"
-        self._compiled = core.compile_model(graph, device, settings)
+        self.device_name = str(core().get_property(device, "FULL_DEVICE_NAME")) if device != "AUTO" else "AUTO"
+        self._compiled = core().compile_model(graph, device, settings)
         self._request = self._compiled.create_infer_request()
         self.inputs = {port.any_name: tuple(port.shape) for port in self._compiled.inputs}
         self._held: dict[str, NDArray[np.generic]] = {}
