@@ -267,6 +267,20 @@ def misfit(target: dict[str, Floats], reference: dict[str, Floats]) -> Floats:
     return np.array([pose, eyes + 0.7 * pose, mouth + 0.7 * pose], np.float32)
 
 
+def whole_misfit(
+    told: dict[str, Floats], references_told: Sequence[dict[str, Floats]], target: Floats, references: Floats
+) -> Floats:
+    """How badly each reference serves the picture as a whole: `[R]`, 0 is perfect.
+
+    Turned alike counts, and so does being in the same place: shoulders, hair and background have no landmarks, and
+    warp least from a photo with the head where it is wanted. `told` as `describe` gives them; `target [478, 3]` and
+    `references [R, 478, 3]` in crop units.
+    """
+    turned = np.array([np.linalg.norm(one["rest"] - told["rest"]) for one in references_told])
+    away = np.linalg.norm(references[:, STABLE, :2] - target[STABLE, :2], axis=2).mean(1)
+    return (turned + 4 * away).astype(np.float32)
+
+
 @dataclass(frozen=True, slots=True)
 class Conditioning:
     """What one frame of the generator is drawn from."""

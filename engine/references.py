@@ -1,8 +1,9 @@
 """Which enrolled photo serves which part of the head, chosen smoothly over time.
 
-Slot A shows one reference for the whole call. Slot B has three zones (rest, eyes, mouth), each with a reference of
-its own. When another reference fits a zone clearly better, the zone is faded out (slot A shows through), changes its
-reference unseen, and is faded in again: no picture ever jumps, and no frame costs more than two references.
+Slot A shows one reference as a whole. Slot B has three zones (rest, eyes, mouth), each with a reference of its own.
+When another reference fits a zone clearly better, the zone is faded out (slot A shows through), changes its
+reference unseen, and is faded in again. When another one fits the whole better, slot A changes at once, and `Dissolve`
+hides the step: no picture ever jumps, and no frame costs more than two references.
 """
 
 from __future__ import annotations
@@ -18,68 +19,170 @@ from engine.frames import Image
 
 Floats = NDArray[np.float32]
 
+Pictures = tuple[Image, NDArray[np.uint8]]
+PAUSE_S = 0.5
+"""After so long without a frame nobody remembers the last one: everything changes at once."""
+
 
 class ReferenceChooser:
     """`choose` returns the four references of a frame and how far slot B's three are faded in."""
 
     def __init__(
         self,
-        points: list[Floats],
-        slot_a: int,
+        points: Sequence[Floats],
         fade_s: float | Sequence[float] = (0.16, 0.04, 0.08),
-        dwell_s: float | Sequence[float] = (0.5, 0.06, 0.12),
+        dwell_s: float | Sequence[float] = (0.6, 0.5, 0.06, 0.12),
         margin: float = 0.15,
         strangeness: Floats | None = None,
+        cuts: Sequence[Floats | None] | None = None,
     ) -> None:
-        """`points`: the landmarks of each reference, `[478, 3]`, any one unit; `slot_a`: the reference of slot A.
+        """`points`: the landmarks of each reference, `[478, 3]` in crop units.
 
-        `fade_s` and `dwell_s` are seconds for rest, eyes and mouth (or one for all): how long a zone takes to fade out
-        or in, and how long it keeps a reference at least. A blink is over in 0.15 s; a turn takes longer.
+        `fade_s`: how long rest, eyes and mouth (or all) take to fade out or in. `dwell_s`: how long slot A and the
+        three keep a reference at least. A blink is over in 0.15 s; a turn takes longer.
 
-        `strangeness [R]` is added to each reference's misfit for the rest of the head: how unlike slot A's its
-        clothes and light are (`unlike`).
+        `strangeness [R]` is added to each reference's misfit for slot A and the rest of the head: how unlike the front
+        reference's its clothes and light are (`unlike`). `cuts`: where the upper edge cuts their hair (`cut_edge`).
         """
+        self._points = np.stack(points)
+        self._cuts = [None] * len(points) if cuts is None else list(cuts)
         self._strangeness = np.zeros(len(points), np.float32) if strangeness is None else strangeness
         self._told = [geometry.describe(one) for one in points]
-        self._slot_a = slot_a
-        self._fade_s, self._dwell_s = (np.broadcast_to(np.asarray(one, np.float64), 3) for one in (fade_s, dwell_s))
+        # A blink or a wide open mouth would shine through for as long as it stays.
+        lids = np.array([one["eyes"][:2].mean() for one in self._told])
+        self._blinking = np.where(lids >= 0.6 * lids.max(), 0.0, np.inf).astype(np.float32)
+        self._fade_s = np.broadcast_to(np.asarray(fade_s, np.float64), 3)
+        self._dwell_s = np.broadcast_to(np.asarray(dwell_s, np.float64), 4)
         self._margin = margin
-        self._shown = np.full(3, slot_a)
-        self._wanted = np.full(3, slot_a)
+        self._shown = np.zeros(4, np.int64)
+        self._wanted = np.zeros(4, np.int64)
         self._fade = np.ones(3, np.float32)
-        self._since_s = np.full(3, -np.inf)
+        self._since_s = np.full(4, -np.inf)
         self._last_s: float | None = None
 
     def choose(self, target: Floats, time_s: float) -> tuple[NDArray[np.int64], Floats]:
-        """-> `[4]` indices (slot A, rest, eyes, mouth) and `[3]` fades in 0..1."""
-        told = geometry.describe(target)
-        misfits = np.stack([geometry.misfit(told, one) for one in self._told])
-        misfits[:, 0] += self._strangeness
+        """`[478, 3]` crop units -> `[4]` indices (slot A, rest, eyes, mouth) and `[3]` fades in 0..1."""
+        misfits = self._misfits(target)
         best = misfits.argmin(0)
-        if self._last_s is None:
-            self._shown, self._wanted = best.copy(), best.copy()
         passed_s = np.inf if self._last_s is None else max(time_s - self._last_s, 0.0)
-        step = np.minimum(passed_s / self._fade_s, 1.0)
         self._last_s = time_s
+        if passed_s > PAUSE_S:
+            self._shown, self._wanted = best.copy(), best.copy()
+            self._fade[:], self._since_s[:] = 1.0, -np.inf
+            return best, self._fade.copy()
+        current = misfits[self._wanted, np.arange(4)]
+        better = misfits.min(0) < (1 - self._margin) * current - 0.02
+        changing = better & (best != self._wanted) & (time_s - self._since_s >= self._dwell_s)
+        self._wanted[changing], self._since_s[changing] = best[changing], time_s
+        self._shown[0] = self._wanted[0]
+        step = np.minimum(passed_s / self._fade_s, 1.0)
         for zone in range(3):
-            current = self._wanted[zone]
-            better = misfits[best[zone], zone] < (1 - self._margin) * misfits[current, zone] - 0.02
-            if best[zone] != current and better and time_s - self._since_s[zone] >= self._dwell_s[zone]:
-                self._wanted[zone], self._since_s[zone] = best[zone], time_s
-            if self._wanted[zone] != self._shown[zone]:
+            if self._wanted[zone + 1] != self._shown[zone + 1]:
                 self._fade[zone] -= step[zone]
                 if self._fade[zone] <= 0:
                     self._fade[zone] = 0.0
-                    self._shown[zone] = self._wanted[zone]
+                    self._shown[zone + 1] = self._wanted[zone + 1]
             else:
                 self._fade[zone] = min(self._fade[zone] + step[zone], 1.0)
-        return np.array([self._slot_a, *self._shown]), self._fade.copy()
+        return self._shown.copy(), self._fade.copy()
+
+    def _misfits(self, target: Floats) -> Floats:
+        """`[R, 4]`."""
+        told = geometry.describe(target)
+        misfits = np.empty((len(self._told), 4), np.float32)
+        misfits[:, 0] = geometry.whole_misfit(told, self._told, target, self._points) + self._blinking
+        misfits[:, 1:] = [geometry.misfit(told, one) for one in self._told]
+        misfits[:, :2] += self._strangeness[:, None]
+        for number, cut in enumerate(self._cuts):
+            if cut is not None:
+                misfits[number, 0] += 8 * max(_sunk(cut, self._points[number], target), 0.0)
+        return misfits
+
+
+class Dissolve:
+    """Hides a step in a stream of pictures: what the step changed is given back, and taken away over `seconds`.
+
+    The "inertialization" of animation (Bollo, GDC 2018) on pixels: only the frame of the step is drawn twice, and what
+    differed moves along with the head while it fades.
+    """
+
+    def __init__(self, size_px: int, seconds: float = 0.24) -> None:
+        self._seconds, self._size_px = seconds, size_px
+        self._difference: list[NDArray[np.int16]] = []
+        self._target: Floats | None = None
+        self._since_s = 0.0
+        self._buffers = np.empty((size_px, size_px, 3), np.uint8), np.empty((size_px, size_px), np.uint8)
+
+    def step(self, before: Pictures, after: Pictures, target: Floats, time_s: float) -> None:
+        """`before` was due, `after` is drawn from now on; `target [478, 3]` crop units."""
+        self._difference = [one.astype(np.int16) - other for one, other in zip(before, after, strict=True)]
+        self._target, self._since_s = target, time_s
+
+    def forget(self) -> None:
+        self._difference = []
+
+    def __call__(self, drawn: Pictures, target: Floats, time_s: float) -> Pictures:
+        """Picture `[S, S, 3]` and matte `[S, S]` -> the same with what is left of the step; valid until the next call.
+
+        Where nothing is left `drawn` itself comes back.
+        """
+        share = 1 - (time_s - self._since_s) / self._seconds
+        if not self._difference or self._target is None or not 0 < share <= 1:
+            self.forget()
+            return drawn
+        share = share * share * (3 - 2 * share)
+        size = self._size_px
+        back = geometry.head_similarity(target, self._target[None])[0]
+        # From crop units to pixel centres: u = (2 i + 1) / size - 1 on both sides.
+        rim = np.float32(1 / size - 1)
+        back[:, 2] = (back[:, 2] + back[:, :2].sum(1) * rim - rim) * (size / 2)
+        way = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+        for one, difference, buffer in zip(drawn, self._difference, self._buffers, strict=True):
+            left = cv2.warpAffine(difference, back, (size, size), flags=way, borderMode=cv2.BORDER_REPLICATE)
+            cv2.addWeighted(one, 1.0, left, share, 0.0, dst=buffer, dtype=cv2.CV_8U)
+        return self._buffers
+
+
+def cut_edge(matte: NDArray[np.uint8]) -> Floats | None:
+    """The ends of the stretch where a photo's upper edge cuts the person's hair, `[2, 2]` crop units, if it does."""
+    edge = matte[0] > 127
+    if edge.mean() <= 0.02:
+        return None
+    columns = np.flatnonzero(edge)[[0, -1]]
+    across = (2 * columns + 1) / len(edge) - 1
+    return np.array([[across[0], -1.0], [across[1], -1.0]], np.float32)
+
+
+def _sunk(cut: Floats, points: Floats, target: Floats) -> float:
+    """How far the cut lies below the picture's upper edge when `points` have become `target`; all in crop units."""
+    head = geometry.head_similarity(points, target[None])[0]
+    return float((cut @ head[:, :2].T + head[:, 2])[:, 1].max()) + 1.0
+
+
+class Ceiling:
+    """Keeps the upper edge of a tight photo out of the picture.
+
+    Where hair is cut off at the top of the photo, a head that moves down or away would show the cut. The picture then
+    follows the head by just as much, as a camera would.
+    """
+
+    def __init__(self, matte: NDArray[np.uint8], points: Floats) -> None:
+        """Of the front reference; `points` in crop units."""
+        self._cut, self._points = cut_edge(matte), points
+
+    def __call__(self, target: Floats) -> Floats:
+        """`[478, 3]` in crop units, raised where that is needed."""
+        if self._cut is None:
+            return target
+        raised = target.copy()
+        raised[:, 1] -= max(_sunk(self._cut, self._points, target), 0.0)
+        return raised
 
 
 def front_reference(points: list[Floats]) -> int:
-    """The reference for slot A: the one that looks straightest ahead, among those whose eyes are open.
+    """The reference that stands for the person: the one that looks straightest ahead, among those whose eyes are open.
 
-    Open is at least 60 % of the widest: slot A lasts for the whole call, and a blink would shine through.
+    Open is at least 60 % of the widest. Its background is the avatar's.
     """
     told = [geometry.describe(one) for one in points]
     lids = np.array([one["eyes"][:2].mean() for one in told])

@@ -22,7 +22,7 @@ from engine.compositor import Compositor, clean_plate
 from engine.config import Config
 from engine.frames import POINT_COUNT, Face, Frame, Image, NoFace
 from engine.motion import NeutralFinder, Rest, Retarget
-from engine.references import ReferenceChooser, front_reference, unlike
+from engine.references import PAUSE_S, Ceiling, Dissolve, ReferenceChooser, cut_edge, front_reference, unlike
 from engine.tracker import canonical_face, fit_pose
 
 logger = logging.getLogger(__name__)
@@ -95,7 +95,7 @@ class Generator:
             )
         self.size_px, self.network_px = size_px, base.size_px
         self._direct = size_px == base.size_px
-        outputs = ("rgb", "matte") if self._direct else ("matte", "flow", "weight", "synthesised")
+        outputs = ("rgb", "matte") if self._direct else ("matte", "flow", "weight", "synthesised", "residual")
         wanted = ("modulation", *base.tuned)
         if missing := [name for name in wanted if name not in avatar.tuned]:
             raise ValueError(f"the avatar {avatar.name} lacks the tuned values {missing[0]!r}: enrol again")
@@ -103,6 +103,7 @@ class Generator:
         device = _DEVICES[engine.device]
         self.backend = OpenVino(base.generator, constants, outputs, device, engine.precision, engine.threads)
         encoder = OpenVino(base.encoder, None, None, device, "f32", engine.threads)
+        self.references = avatar.references
         self.prepared = [prepare(reference, encoder, base.size_px, size_px) for reference in avatar.references]
         self._described = [geometry.describe(one.points) for one in self.prepared]
         n, h = base.size_px, base.size_px // 4
@@ -188,6 +189,8 @@ class Generator:
             cv2.cvtColor(self._weight, cv2.COLOR_GRAY2RGB, dst=self._weight3)
             cv2.multiply(look, self._weight3, dst=self._part, scale=1 / 255)
             cv2.add(self._rgb, self._part, dst=self._rgb)
+        cv2.resize(drawn["residual"][0], (s, s), self._part, interpolation=cv2.INTER_LINEAR)
+        cv2.addWeighted(self._rgb, 1.0, self._part, 1.0, -128.0, dst=self._rgb)
         cv2.resize(drawn["matte"][0], (s, s), self._matte, interpolation=cv2.INTER_LINEAR)
         return self._rgb, self._matte
 
@@ -198,32 +201,33 @@ def avatar_face(avatar: Avatar) -> Face:
     return Face(avatar.neutral, rotation, translation, scale, 1.0, (avatar.size_px, avatar.size_px), 0.0)
 
 
-class Ceiling:
-    """Keeps the upper edge of a tight photo out of the picture.
+class Stream:
+    """A generator in time: chooses the references it draws from, and hides the steps when they change.
 
-    Where hair is cut off at the top of the photo, a head that moves down or away would show the cut. The picture then
-    follows the head by just as much, as a camera would.
+    Calls come in order of time.
     """
 
-    def __init__(self, reference: Reference, points: Floats) -> None:
-        """`points`: the reference's landmarks in crop units."""
-        edge = reference.matte[0] > 127
-        self._points = points
-        self._cut: Floats | None = None
-        if edge.mean() > 0.02:
-            columns = np.flatnonzero(edge)[[0, -1]]
-            across = (2 * columns + 1) / len(edge) - 1
-            self._cut = np.array([[across[0], -1.0], [across[1], -1.0]], np.float32)
+    def __init__(self, generator: Generator, strangeness: Floats | None = None) -> None:
+        self.generator = generator
+        prepared = generator.prepared
+        cuts = [cut_edge(one.matte) for one in generator.references]
+        self._chooser = ReferenceChooser([one.points for one in prepared], strangeness=strangeness, cuts=cuts)
+        self._dissolve = Dissolve(generator.size_px)
+        self._last: tuple[int, float] | None = None
 
-    def __call__(self, target: Floats) -> Floats:
-        """`[478, 3]` in crop units, raised where that is needed."""
-        if self._cut is None:
-            return target
-        head = geometry.head_similarity(self._points, target[None])[0]
-        lowest = float((self._cut @ head[:, :2].T + head[:, 2])[:, 1].max())
-        raised = target.copy()
-        raised[:, 1] -= max(lowest + 1.0, 0.0)
-        return raised
+    def draw(self, target: Floats, time_s: float) -> tuple[Image, NDArray[np.uint8]]:
+        """Landmarks `[478, 3]` in crop units -> picture `[S, S, 3]`, matte `[S, S]`; the next call overwrites both."""
+        chosen, fade = self._chooser.choose(target, time_s)
+        drawn = self.generator.draw(target, chosen, fade)
+        if self._last is None or time_s - self._last[1] > PAUSE_S:
+            self._dissolve.forget()
+        elif self._last[0] != chosen[0]:
+            after = drawn[0].copy(), drawn[1].copy()
+            before = self.generator.draw(target, np.array([self._last[0], *chosen[1:]]), fade)
+            self._dissolve.step(self._dissolve(before, target, time_s), after, target, time_s)
+            drawn = after
+        self._last = int(chosen[0]), time_s
+        return self._dissolve(drawn, target, time_s)
 
 
 class Renderer:
@@ -240,10 +244,10 @@ class Renderer:
         prepared = self.generator.prepared
         slot_a = front_reference([one.points for one in prepared])
         strange = unlike([(one.rgb, one.matte, one.points) for one in avatar.references], slot_a)
-        self._chooser = ReferenceChooser([one.points for one in prepared], slot_a, strangeness=strange)
+        self.stream = Stream(self.generator, strange)
         self.retarget = Retarget(avatar_face(avatar), NeutralFinder())
         self._absolute = render.motion == "absolute"
-        self._ceiling = Ceiling(avatar.references[slot_a], prepared[slot_a].points)
+        self._ceiling = Ceiling(avatar.references[slot_a].matte, prepared[slot_a].points)
         self._rest = Rest(self._ceiling(self.retarget.rest()), render.hold_s, render.ease_s)
         self.absolute_square: tuple[float, float, float] | None = None
         order = [slot_a, *(index for index in range(len(prepared)) if index != slot_a)]
@@ -280,8 +284,7 @@ class Renderer:
     def draw(self, tracked: Face | NoFace) -> Frame:
         """The picture `[S, S, 3]`; its memory is used again by the next call."""
         target = self.landmarks(tracked)
-        chosen, fade = self._chooser.choose(target, tracked.time_s)
-        rgb, matte = self.generator.draw(target, chosen, fade)
+        rgb, matte = self.stream.draw(target, tracked.time_s)
         return Frame(self._compositor.compose(rgb, matte, self._picture), tracked.time_s)
 
 

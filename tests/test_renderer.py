@@ -23,7 +23,8 @@ from engine.backends.openvino import OpenVino
 from engine.base import Base
 from engine.config import Config, load
 from engine.frames import Face, Image, NoFace
-from engine.renderer import Ceiling, Generator, Renderer, prepare, square_around
+from engine.references import Ceiling
+from engine.renderer import Generator, Renderer, prepare, square_around
 
 ROOT = Path(__file__).parents[1]
 MakeFace = Callable[..., Face]
@@ -216,9 +217,9 @@ def test_a_cut_off_head_does_not_come_down_from_the_upper_edge(
     whole = tiny_references[0]
     points = geometry.to_crop_units(whole.points, 512)
     down, up = points + np.array([0, 0.2, 0], np.float32), points - np.array([0, 0.2, 0], np.float32)
-    assert np.array_equal(Ceiling(whole, points)(down), down), "there is room above this head"
+    assert np.array_equal(Ceiling(whole.matte, points)(down), down), "there is room above this head"
     tight = replace(whole, matte=np.full_like(whole.matte, 255))
-    ceiling = Ceiling(tight, points)
+    ceiling = Ceiling(tight.matte, points)
     assert np.allclose(ceiling(points), points, atol=1e-5)
     assert np.allclose(ceiling(up), up)
     assert np.allclose(ceiling(down), points, atol=1e-4)

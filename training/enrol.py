@@ -27,7 +27,7 @@ from engine.base import Base
 from engine.config import Config
 from engine.frames import Face, Frame, Image, Points
 from engine.motion import HeadFace, neutrality, to_head
-from engine.references import front_reference
+from engine.references import ReferenceChooser
 from engine.renderer import Generator, avatar_face, resized
 from engine.tracker import Tracker, canonical_face, fit_pose
 from training import losses, photos
@@ -46,7 +46,7 @@ CROP_PX = 512
 Report = Callable[[str, int, int], None]
 """Told as work goes on: stage, done, of how many."""
 
-_WEIGHTS = {"l1": 0.5, "synthesis": 0.2, "matte": 0.1, "lpips": 1.0, "likeness": 0.5}
+_WEIGHTS = {"l1": 0.5, "synthesis": 0.2, "matte": 0.1, "residual": 0.05, "lpips": 1.0, "likeness": 0.5}
 _LEAST_TO_TUNE = 3
 _PATIENCE = 5
 _SAME_SCENE_LEVELS = 14.0
@@ -223,22 +223,9 @@ class Tuning:
 
 def still_episode(target: PersonShot, support: Sequence[PersonShot], size_px: int) -> Sample:
     """`target` drawn from `support` as a call would: best references, nothing moved, all faded in. A batch of one."""
-    told = [geometry.describe(shot.points) for shot in support]
-    best = [
-        int(index)
-        for index in np.stack([geometry.misfit(geometry.describe(target.points), one) for one in told]).argmin(0)
-    ]
-    slot_a = front_reference([shot.points for shot in support])
-    return collate(
-        [
-            Episodes.assemble(
-                target,
-                [support[slot_a], *(support[index] for index in best)],
-                np.ones(3, np.float32),
-                size_px,
-            )
-        ]
-    )
+    chooser = ReferenceChooser([geometry.to_crop_units(shot.points, size_px) for shot in support])
+    chosen, fade = chooser.choose(geometry.to_crop_units(target.points, size_px), 0.0)
+    return collate([Episodes.assemble(target, [support[index] for index in chosen], fade, size_px)])
 
 
 def join(samples: Sequence[Sample]) -> Sample:
@@ -481,7 +468,6 @@ def contact_sheet(avatar: Avatar, base: Base, config: Config, cell_px: int = 256
     """
     generator = Generator(avatar, base, config, base.size_px)
     count = len(generator.prepared)
-    told = [geometry.describe(one.points) for one in generator.prepared]
     everyone = range(count)
     columns = max(count, 6)
     sheet = np.full((3 * (cell_px + 26), columns * cell_px, 3), 255, np.uint8)
@@ -495,11 +481,8 @@ def contact_sheet(avatar: Avatar, base: Base, config: Config, cell_px: int = 256
         cv2.putText(sheet, caption, place, cv2.FONT_HERSHEY_SIMPLEX, 0.5, (60, 60, 60), 1, cv2.LINE_AA)
 
     def drawn(points: Points, allowed: Sequence[int]) -> Image:
-        wanted = geometry.describe(points)
-        misfits = np.stack([geometry.misfit(wanted, told[index]) for index in allowed])
-        slot_a = allowed[front_reference([generator.prepared[index].points for index in allowed])]
-        chosen = np.array([slot_a, *(allowed[index] for index in misfits.argmin(0))])
-        return generator.draw(points, chosen, np.ones(3, np.float32))[0]
+        chosen, fade = ReferenceChooser([generator.prepared[index].points for index in allowed]).choose(points, 0.0)
+        return generator.draw(points, np.asarray(allowed)[chosen], fade)[0]
 
     for index, reference in enumerate(avatar.references):
         others = [other for other in everyone if other != index] or [index]

@@ -268,8 +268,9 @@ class Episodes(Dataset[Sample]):
         best = choose(wanted, offered)
         random = rng.integers(len(support), size=3)
         zones = np.where(rng.random(3) < 0.65, best, random)
-        frontal = int(np.argmin([np.linalg.norm(one["rest"]) for one in offered]))
-        slot_a = int(rng.choice([frontal, best[0], random[0]], p=[0.4, 0.3, 0.3]))
+        placed = [geometry.to_crop_units(shot.points, self.size_px) for shot in (target, *support)]
+        whole = int(geometry.whole_misfit(wanted, offered, placed[0], np.stack(placed[1:])).argmin())
+        slot_a = int(rng.choice([whole, best[0], random[0]], p=[0.6, 0.15, 0.25]))
         fade = np.ones(3, np.float32)
         if rng.random() < 0.3:
             fade = (rng.random(3) * rng.integers(0, 2, 3)).astype(np.float32)
@@ -320,7 +321,7 @@ class Episodes(Dataset[Sample]):
         references = [developed[id(shot)] for shot in chosen]
         points = np.stack([one[1] for one in references])
         trust = None
-        if rng is None:  # as a call draws it; the network itself is to learn which slot to believe
+        if rng is None or rng.random() < 0.7:  # as a call draws it
             told = [geometry.describe(one) for one in points]
             trust = geometry.trust(geometry.describe(target_points), told[0], told[1:])
         focus = np.zeros((size, size), np.uint8)

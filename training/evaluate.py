@@ -49,8 +49,7 @@ from engine.avatar import MAX_REFERENCES, Avatar
 from engine.base import Base, open_base
 from engine.config import Config
 from engine.frames import Face, Frame, Image, Points
-from engine.references import ReferenceChooser, front_reference
-from engine.renderer import Generator, Renderer
+from engine.renderer import Generator, Renderer, Stream
 from engine.tracker import Tracker
 from training import photos
 from training.enrol import build, spread
@@ -233,12 +232,11 @@ class OwnBackground:
     """The same network and choice of references, its picture taken whole: nothing laid over the photo's background."""
 
     def __init__(self, generator: Generator) -> None:
-        points = [one.points for one in generator.prepared]
-        self._generator, self._chooser = generator, ReferenceChooser(points, front_reference(points))
+        self._stream = Stream(generator)
 
     def __call__(self, frame: Frame, face: Face) -> Image:
         target = geometry.to_crop_units(face.points, face.size_px[0])
-        return self._generator.draw(target, *self._chooser.choose(target, face.time_s))[0].copy()
+        return self._stream.draw(target, face.time_s)[0].copy()
 
 
 TRUTH, NEAREST, WHOLE_HEAD = "the true frame", "nearest photo", "whole-head similarity"
