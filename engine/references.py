@@ -20,6 +20,8 @@ from engine.frames import Image
 Floats = NDArray[np.float32]
 
 Pictures = tuple[Image, NDArray[np.uint8]]
+_URGENT = 0.3
+"""The gain in misfit from which on a reference need not be kept for its whole dwell."""
 PAUSE_S = 0.5
 """After so long without a frame nobody remembers the last one: everything changes at once."""
 
@@ -39,7 +41,8 @@ class ReferenceChooser:
         """`points`: the landmarks of each reference, `[478, 3]` in crop units.
 
         `fade_s`: how long rest, eyes and mouth (or all) take to fade out or in. `dwell_s`: how long slot A and the
-        three keep a reference at least. A blink is over in 0.15 s; a turn takes longer.
+        three keep a reference at least, less where it has become very wrong. A blink is over in 0.15 s; a turn takes
+        longer.
 
         `strangeness [R]` is added to each reference's misfit for slot A and the rest of the head: how unlike the front
         reference's its clothes and light are (`unlike`). `cuts`: where the upper edge cuts their hair (`cut_edge`).
@@ -48,9 +51,9 @@ class ReferenceChooser:
         self._cuts = [None] * len(points) if cuts is None else list(cuts)
         self._strangeness = np.zeros(len(points), np.float32) if strangeness is None else strangeness
         self._told = [geometry.describe(one) for one in points]
-        # A blink or a wide open mouth would shine through for as long as it stays.
+        # A blink would shine through for as long as slot A keeps it.
         lids = np.array([one["eyes"][:2].mean() for one in self._told])
-        self._blinking = np.where(lids >= 0.6 * lids.max(), 0.0, np.inf).astype(np.float32)
+        self._blinking = (3 * np.maximum(0.6 - lids / lids.max(), 0)).astype(np.float32)
         self._fade_s = np.broadcast_to(np.asarray(fade_s, np.float64), 3)
         self._dwell_s = np.broadcast_to(np.asarray(dwell_s, np.float64), 4)
         self._margin = margin
@@ -71,8 +74,10 @@ class ReferenceChooser:
             self._fade[:], self._since_s[:] = 1.0, -np.inf
             return best, self._fade.copy()
         current = misfits[self._wanted, np.arange(4)]
-        better = misfits.min(0) < (1 - self._margin) * current - 0.02
-        changing = better & (best != self._wanted) & (time_s - self._since_s >= self._dwell_s)
+        gain = current - misfits.min(0)
+        dwell_s = self._dwell_s * np.clip(_URGENT / np.maximum(gain, 1e-6), 0.2, 1.0)
+        better = gain > self._margin * current + 0.02
+        changing = better & (best != self._wanted) & (time_s - self._since_s >= dwell_s)
         self._wanted[changing], self._since_s[changing] = best[changing], time_s
         self._shown[0] = self._wanted[0]
         step = np.minimum(passed_s / self._fade_s, 1.0)
@@ -106,7 +111,7 @@ class Dissolve:
     differed moves along with the head while it fades.
     """
 
-    def __init__(self, size_px: int, seconds: float = 0.24) -> None:
+    def __init__(self, size_px: int, seconds: float = 0.14) -> None:
         self._seconds, self._size_px = seconds, size_px
         self._difference: list[NDArray[np.int16]] = []
         self._target: Floats | None = None
