@@ -36,6 +36,7 @@ class ReferenceChooser:
         dwell_s: float | Sequence[float] = (0.6, 0.5, 0.06, 0.12),
         margin: float = 0.15,
         strangeness: Floats | None = None,
+        softness: Floats | None = None,
         cuts: Sequence[Floats | None] | None = None,
     ) -> None:
         """`points`: the landmarks of each reference, `[478, 3]` in crop units.
@@ -45,11 +46,13 @@ class ReferenceChooser:
         longer.
 
         `strangeness [R]` is added to each reference's misfit for slot A and the rest of the head: how unlike the front
-        reference's its clothes and light are (`unlike`). `cuts`: where the upper edge cuts their hair (`cut_edge`).
+        reference's its clothes and light are (`unlike`); `softness [R]` to its misfit for everything (`softness_of`).
+        `cuts`: where the upper edge cuts their hair (`cut_edge`).
         """
         self._points = np.stack(points)
         self._cuts = [None] * len(points) if cuts is None else list(cuts)
         self._strangeness = np.zeros(len(points), np.float32) if strangeness is None else strangeness
+        self._softness = np.zeros(len(points), np.float32) if softness is None else softness
         self._told = [geometry.describe(one) for one in points]
         # A blink would shine through for as long as slot A keeps it.
         lids = np.array([one["eyes"][:2].mean() for one in self._told])
@@ -98,6 +101,7 @@ class ReferenceChooser:
         misfits[:, 0] = geometry.whole_misfit(told, self._told, target, self._points) + self._blinking
         misfits[:, 1:] = [geometry.misfit(told, one) for one in self._told]
         misfits[:, :2] += self._strangeness[:, None]
+        misfits += self._softness[:, None]
         for number, cut in enumerate(self._cuts):
             if cut is not None:
                 misfits[number, 0] += 8 * max(_sunk(cut, self._points[number], target), 0.0)
@@ -210,3 +214,25 @@ def unlike(photos: list[tuple[Image, NDArray[np.uint8], Floats]], slot_a: int) -
         colours.append(np.median(lab[worn], axis=0) if worn.mean() > 0.005 else np.full(3, np.nan))
     distance = np.linalg.norm(np.array(colours) - colours[slot_a], axis=1)
     return (0.02 * np.nan_to_num(np.maximum(distance - 4.0, 0.0))).astype(np.float32)
+
+
+def softness_of(photos: Sequence[tuple[Image, Floats]]) -> Floats:
+    """How much softer each photo's face is than the sharper ones of the same person, `[R]`: 0, or about 1 when blurred.
+
+    `photos` are picture and landmarks (pixels). A face that moved while it was photographed is not what to draw from
+    while another one will do.
+    """
+    finest = np.empty(len(photos))
+    for number, (rgb, points) in enumerate(photos):
+        top, bottom = points[10, :2], points[152, :2]
+        zoom = 96 / (float(np.linalg.norm(bottom - top)) + 1e-6)
+        middle = (top + bottom) / 2
+        place = np.array([[zoom, 0, 48 - zoom * middle[0]], [0, zoom, 56 - zoom * middle[1]]], np.float32)
+        gray = cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY)
+        if zoom < 1:  # by area, so that nothing finer than the common size counts
+            gray = cv2.GaussianBlur(gray, (0, 0), 0.4 / zoom)
+        face = cv2.warpAffine(gray, place, (96, 112), flags=cv2.INTER_LINEAR).astype(np.float32)
+        features = face - cv2.GaussianBlur(face, (0, 0), 6.0)
+        finest[number] = cv2.Laplacian(cv2.GaussianBlur(face, (0, 0), 0.7), cv2.CV_32F).var() / max(features.var(), 4.0)
+    behind = np.log2(np.percentile(finest, 75) / np.maximum(finest, 1e-9))
+    return np.clip(0.5 * (behind - 0.7), 0.0, 1.5).astype(np.float32)

@@ -22,7 +22,16 @@ from engine.compositor import Compositor, clean_plate
 from engine.config import Config
 from engine.frames import POINT_COUNT, Face, Frame, Image, NoFace
 from engine.motion import NeutralFinder, Rest, Retarget
-from engine.references import PAUSE_S, Ceiling, Dissolve, ReferenceChooser, cut_edge, front_reference, unlike
+from engine.references import (
+    PAUSE_S,
+    Ceiling,
+    Dissolve,
+    ReferenceChooser,
+    cut_edge,
+    front_reference,
+    softness_of,
+    unlike,
+)
 from engine.tracker import canonical_face, fit_pose
 
 logger = logging.getLogger(__name__)
@@ -211,7 +220,9 @@ class Stream:
         self.generator = generator
         prepared = generator.prepared
         cuts = [cut_edge(one.matte) for one in generator.references]
-        self._chooser = ReferenceChooser([one.points for one in prepared], strangeness=strangeness, cuts=cuts)
+        soft = softness_of([(one.rgb, one.points) for one in generator.references])
+        points = [one.points for one in prepared]
+        self._chooser = ReferenceChooser(points, strangeness=strangeness, softness=soft, cuts=cuts)
         self._dissolve = Dissolve(generator.size_px)
         self._last: tuple[int, float] | None = None
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 
+import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from engine import geometry
 from engine.frames import Face, Image
-from engine.references import Dissolve, Pictures, ReferenceChooser, cut_edge, front_reference, unlike
+from engine.references import Dissolve, Pictures, ReferenceChooser, cut_edge, front_reference, softness_of, unlike
 
 Floats = NDArray[np.float32]
 MakeFace = Callable[..., Face]
@@ -218,6 +219,24 @@ def test_strange_clothes_keep_a_reference_from_the_rest_but_not_from_the_mouth(
         assert chosen[1] == 0
         assert chosen[2:].tolist() == plain[2:].tolist()
     assert plain[1] == 3
+
+
+def test_a_blurred_photo_is_used_only_for_want_of_a_better_one(make: Make, references: list[Floats]) -> None:
+    random = np.random.default_rng(0)
+    grain = np.asarray(cv2.GaussianBlur(random.integers(0, 256, (256, 256, 3), np.uint8), (0, 0), 1.5), np.uint8)
+    pixels: list[Floats] = [(one + np.array([1, 1, 0], np.float32)) * 128 for one in references]
+    photos: list[tuple[Image, Floats]] = [(grain, one) for one in pixels]
+    assert softness_of(photos).tolist() == [0, 0, 0, 0]
+    photos[3] = np.asarray(cv2.GaussianBlur(grain, (0, 0), 4), np.uint8), pixels[3]
+    soft = softness_of(photos)
+    assert soft[:3].tolist() == [0, 0, 0]
+    assert soft[3] > 0.7
+    assert softness_of([(photos[3][0], one) for one in pixels]).max() < 0.1, "when all are soft none is worse"
+    target = make(yaw_deg=18)
+    assert ReferenceChooser(references).choose(target, 0.0)[0].tolist()[0] == 3
+    assert ReferenceChooser(references, softness=soft).choose(target, 0.0)[0].tolist()[0] == 0
+    far = make(yaw_deg=40)
+    assert ReferenceChooser(references, softness=soft).choose(far, 0.0)[0].tolist()[0] == 3
 
 
 # --- the step of slot A ---------------------------------------------------------------------------------------
