@@ -224,20 +224,25 @@ class Stream:
         points = [one.points for one in prepared]
         self._chooser = ReferenceChooser(points, strangeness=strangeness, softness=soft, cuts=cuts)
         self._dissolve = Dissolve(generator.size_px)
-        self._last: tuple[int, float] | None = None
+        self.chosen = np.zeros(4, np.int64)
+        """The references of the last frame: slot A, rest, eyes, mouth."""
+        self.fade = np.ones(3, np.float32)
+        """How far the latter three were faded in."""
+        self._last_s = -np.inf
 
     def draw(self, target: Floats, time_s: float) -> tuple[Image, NDArray[np.uint8]]:
         """Landmarks `[478, 3]` in crop units -> picture `[S, S, 3]`, matte `[S, S]`; the next call overwrites both."""
-        chosen, fade = self._chooser.choose(target, time_s)
-        drawn = self.generator.draw(target, chosen, fade)
-        if self._last is None or time_s - self._last[1] > PAUSE_S:
+        before = self.chosen[0]
+        self.chosen, self.fade = self._chooser.choose(target, time_s)
+        drawn = self.generator.draw(target, self.chosen, self.fade)
+        if time_s - self._last_s > PAUSE_S:
             self._dissolve.forget()
-        elif self._last[0] != chosen[0]:
+        elif self.chosen[0] != before:
             after = drawn[0].copy(), drawn[1].copy()
-            before = self.generator.draw(target, np.array([self._last[0], *chosen[1:]]), fade)
-            self._dissolve.step(self._dissolve(before, target, time_s), after, target, time_s)
+            due = self.generator.draw(target, np.array([before, *self.chosen[1:]]), self.fade)
+            self._dissolve.step(self._dissolve(due, target, time_s), after, target, time_s)
             drawn = after
-        self._last = int(chosen[0]), time_s
+        self._last_s = time_s
         return self._dissolve(drawn, target, time_s)
 
 

@@ -24,7 +24,7 @@ from engine.base import Base
 from engine.config import Config, load
 from engine.frames import Face, Image, NoFace
 from engine.references import Ceiling
-from engine.renderer import Generator, Renderer, prepare, square_around
+from engine.renderer import Generator, Renderer, Stream, prepare, square_around
 
 ROOT = Path(__file__).parents[1]
 MakeFace = Callable[..., Face]
@@ -243,6 +243,26 @@ def test_a_changed_reference_is_copied_into_its_own_tile(tiny_avatar: Avatar, ti
         expected = fresh.draw(target, chosen, fade)
         assert np.array_equal(rgb, expected[0]), choice
         assert np.array_equal(matte, expected[1]), choice
+
+
+@pytest.mark.parametrize("size_px", [256, 512])
+def test_slot_a_changes_without_a_step(tiny_avatar: Avatar, tiny_base: Base, size_px: int) -> None:
+    """When another photo takes over, that frame looks as with the old one; soon after only the new one shows."""
+    stream = Stream(Generator(tiny_avatar, tiny_base, settings(), size_px))
+    still, turned = stream.generator.prepared[0].points, stream.generator.prepared[2].points
+    stream.draw(still, 0.0)
+    picture, before, taken_over = stream.draw(still, 0.04)[0], stream.chosen[0], 0.0
+    assert before != 2
+    for frame in range(1, 40):
+        time_s = 0.04 + frame / 25
+        picture = stream.draw(turned, time_s)[0].copy()
+        if stream.chosen[0] == 2 and not taken_over:
+            taken_over = time_s
+            due = stream.generator.draw(turned, np.array([before, *stream.chosen[1:]]), stream.fade)[0]
+            assert np.abs(picture.astype(int) - due).max() <= 1
+    assert taken_over
+    assert stream.chosen.tolist() == [2, 2, 2, 2]
+    assert np.array_equal(picture, stream.generator.draw(turned, stream.chosen, stream.fade)[0])
 
 
 @pytest.mark.parametrize("size_px", [256, 512])
