@@ -1,10 +1,10 @@
-"""Clips of people the network never saw -> the tables: likeness, identity, landmarks, flicker, speed.
+"""Clips of people the network never saw -> the tables: likeness, identity, motion, flicker, realism, speed.
 
 `python -m training.evaluate FOLDER --split test --out runs/evaluate` reads a folder of square head clips with an
 `index.tsv` (`training.prepare`), enrols each person of the split from eight frames, drives the avatar with other
 frames of the same person, and compares every picture with the frame that drove it. Simple methods (the nearest photo,
-the whole head moved) are measured on the very same frames. Writes `evaluate.md`, `evaluate.json` (every person) and
-strips of pictures to look at; the strips show whoever is in the clips.
+the whole head moved) are measured on the very same frames. Every person's numbers are kept in `people/` of the output
+folder and used again by the next run with the same options and bases. The pictures show whoever is in the clips.
 
 The protocol
 ============
@@ -12,9 +12,14 @@ Photos: of each clip the first 40 %, where at least 2 s and a stretch remain aft
 to driving in turn. Of 40 frames spread evenly over these, those that pass enrolment's own check (`training.photos`:
 alone and against each other) are thinned to eight by enrolment's own rule (`training.enrol.spread`). Clips of one
 person may show different clothes and rooms, and an avatar wears one: `--clips 1` keeps to one occasion.
+`--shots 1,8,32` (Zakharov et al. 2019, table 1): fewer than eight are the first of the eight; more are chosen in the
+same way from three times as many frames, and somebody whose clips do not give them is missing from that table only.
 Driving: stretches of 30 frames in a row, spread evenly over all frames that are at least 2 s away from every photo
 of the same clip. All of a stretch is tracked and drawn in order, as in a call; every fifth frame after the first ten
 is measured. A person without eight photos or without a stretch is left out and counted.
+`--cross N`: the avatar of each person is driven by clips of the N people after them in an order drawn by the seed,
+through the product's relative motion (`engine.motion.Retarget`). The driver's neutral face is found beforehand, as
+after a while in a call. Every method is asked for the same landmarks.
 Means: over a person's frames, then over people, each counting the same; intervals from 10 000 bootstrap draws of
 people.
 """
@@ -23,24 +28,22 @@ from __future__ import annotations
 
 import argparse
 import csv
+import hashlib
 import json
 import logging
 import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import av
 import cv2
 import numpy as np
-import torch
 from av.error import FFmpegError
 from numpy.typing import NDArray
-from torch import Tensor
-from torch.nn import functional as F
 
 from engine import avatar as avatars
 from engine import config as configs
@@ -49,18 +52,20 @@ from engine.avatar import MAX_REFERENCES, Avatar
 from engine.base import Base, open_base
 from engine.config import Config
 from engine.frames import Face, Frame, Image, Points
-from engine.renderer import Generator, Renderer, Stream
-from engine.tracker import Tracker
+from engine.motion import NeutralFinder, Retarget
+from engine.references import Ceiling, front_reference
+from engine.renderer import Generator, Renderer, Stream, avatar_face
+from engine.tracker import Tracker, canonical_face, fit_pose
 from training import photos
 from training.enrol import build, spread
-from training.identity import ArcFace, SFace
-from training.matte import Matter
-from training.networks.perceptual import LPIPS
+from training.identity import SFace
+from training.matte import Matte
+from training.measures import Floats, Judge, flicker, following, restlessness, stance
 from training.photos import CheckedPhoto
+from training.tables import DRIVER, NEAREST, OWN, TRUTH, TUNED, UNTUNED, WHOLE_HEAD, Person, Result, Which, write
 
 logger = logging.getLogger(__name__)
 
-Floats = NDArray[np.floating[Any]]
 Mask = NDArray[np.bool_]
 
 SIZE_PX = 256
@@ -70,6 +75,8 @@ CANDIDATES = 40
 STRETCH = 30
 MEASURED = tuple(range(9, STRETCH, 5))
 """Which frames of a stretch are measured; those before them let the choice of references settle."""
+FORMAT = 1
+"""Of a person's stored numbers: raised when a measure or the protocol changes, and old ones are no longer used."""
 
 # --- the protocol ---
 
@@ -162,14 +169,19 @@ class Taken:
 
 
 def take_photos(
-    clips: Sequence[Path], pools: Sequence[NDArray[np.int64]], tracker: photos.FaceFinder, embedder: photos.Embedder
+    clips: Sequence[Path],
+    pools: Sequence[NDArray[np.int64]],
+    tracker: photos.FaceFinder,
+    embedder: photos.Embedder,
+    count: int = MAX_REFERENCES,
+    candidates: int = CANDIDATES,
 ) -> list[Taken]:
-    """Up to eight photos as enrolment would choose them from 40 that were offered."""
+    """Up to `count` photos as enrolment would choose them from `candidates` that were offered."""
     offered = [(clip, int(number)) for clip, pool in enumerate(pools) for number in pool]
     if not offered:
         return []
-    count = min(CANDIDATES, len(offered))
-    picked = [offered[int((index + 0.5) * len(offered) / count)] for index in range(count)]
+    candidates = min(candidates, len(offered))
+    picked = [offered[int((index + 0.5) * len(offered) / candidates)] for index in range(candidates)]
     checked: list[CheckedPhoto] = []
     places: dict[str, tuple[int, int]] = {}
     for clip in sorted({clip for clip, _ in picked}):
@@ -178,13 +190,62 @@ def take_photos(
             places[name] = (clip, number)
             checked.append(photos.check(frame.rgb, tracker, name))
     usable = [photo for photo in photos.compare(checked, embedder) if photo.verdict != "refused"]
-    return [Taken(*places[photo.name], photo) for photo in spread(usable, MAX_REFERENCES)] if usable else []
+    return [Taken(*places[photo.name], photo) for photo in spread(usable, count)] if usable else []
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """Frames in a row and the face in each; the faces' times run on from stretch to stretch, with a pause between."""
+
+    frames: list[Frame]
+    faces: list[Face]
+
+
+def track(
+    clips: Sequence[Path], chosen: Sequence[tuple[int, int]], config: Config, clock_s: float = 0.0
+) -> list[Stretch]:
+    """The stretches in which a face is tracked throughout."""
+    tracked: list[Stretch] = []
+    for clip, start in chosen:
+        frames = [frame for _, frame in sorted(read_frames(clips[clip], range(start, start + STRETCH)).items())]
+        with Tracker.from_config(config.tracker) as tracker:
+            faces = [face for frame in frames if isinstance(face := tracker.track(frame), Face)]
+        if len(faces) < STRETCH:
+            continue
+        shift_s = clock_s + 1.0 - frames[0].time_s
+        faces = [replace(face, time_s=face.time_s + shift_s) for face in faces]
+        clock_s = faces[-1].time_s
+        tracked.append(Stretch(frames, faces))
+    return tracked
+
+
+def drivers(name: str, order: Sequence[str], count: int) -> list[str]:
+    """The `count` people after `name` in `order`, which goes round; never `name`."""
+    place = order.index(name)
+    return [order[(place + step) % len(order)] for step in range(1, min(count, len(order) - 1) + 1)]
 
 
 # --- the methods ---
 
 Method = Callable[[Frame, Face], Image]
-"""A driving frame and its face (time running on from call to call) -> a picture of its own, `[256, 256, 3]`."""
+"""A driving frame and the face to draw (time running on from call to call) -> a picture of its own, `[256, 256, 3]`.
+
+The face is where it shall be in the picture: the driver's own, or what the product's relative motion makes of it.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A method for one person, and how long it took to make."""
+
+    draw: Method
+    enrol_s: float | None = None
+
+
+class Maker(Protocol):
+    """Makes methods of a person's photos, by their names in the table; adds to `about` what is worth keeping."""
+
+    def __call__(self, taken: Sequence[CheckedPhoto], config: Config, about: dict[str, Any]) -> dict[str, Made]: ...
 
 
 def true_frame(frame: Frame, face: Face) -> Image:
@@ -221,6 +282,7 @@ class Shipped:
     """The engine as a call runs it."""
 
     def __init__(self, avatar: Avatar, base: Base, config: Config) -> None:
+        self.avatar = avatar
         self.renderer = Renderer(avatar, base, config)
         self.renderer.warm_up()
 
@@ -239,317 +301,77 @@ class OwnBackground:
         return self._stream.draw(target, face.time_s)[0].copy()
 
 
-TRUTH, NEAREST, WHOLE_HEAD = "the true frame", "nearest photo", "whole-head similarity"
-UNTUNED, TUNED, OWN = "Understudy, not tuned", "Understudy", "Understudy, network's own background"
-METHODS = (TRUTH, NEAREST, WHOLE_HEAD, UNTUNED, TUNED, OWN)
+class Relative:
+    """The driver's motion on the avatar's neutral face, as `engine.renderer.Renderer` has it, as a `Face` to draw.
 
-
-def methods(taken: Sequence[CheckedPhoto], base: Base, config: Config, about: dict[str, Any]) -> dict[str, Method]:
-    """Every method for one person; what enrolment measured goes into `about`."""
-
-    def enrolled(tune_s: float) -> Avatar:
-        enrol = replace(config.enrol, tune_s=tune_s)
-        avatar, _, tuning = build(list(taken), "evaluated", base, replace(config, enrol=enrol), lambda *_: None)
-        if tuning is not None:
-            about["tuning"] = {"steps": tuning.steps, "before": asdict(tuning.before), "after": asdict(tuning.after)}
-        with tempfile.TemporaryDirectory() as folder:  # as a call gets it: through JPEG and float16
-            path = Path(folder) / f"evaluated{avatars.SUFFIX}"
-            avatars.save(avatar, path)
-            return avatars.load(path)
-
-    tuned = Shipped(enrolled(config.enrol.tune_s), base, config)
-    return {
-        TRUTH: true_frame,
-        NEAREST: NearestPhoto(taken, warped=False),
-        WHOLE_HEAD: NearestPhoto(taken, warped=True),
-        UNTUNED: Shipped(enrolled(0.0), base, config),
-        TUNED: tuned,
-        OWN: OwnBackground(tuned.renderer.generator),
-    }
-
-
-# --- the measures ---
-
-# fmt: off
-SIXTY_EIGHT = [
-    162, 234, 93, 58, 172, 136, 149, 148, 152, 377, 378, 365, 397, 288, 323, 454, 389, 71, 63, 105, 66, 107, 336,
-    296, 334, 293, 301, 168, 197, 5, 4, 75, 97, 2, 326, 305, 33, 160, 158, 133, 153, 144, 362, 385, 387, 263, 373,
-    380, 61, 39, 37, 0, 267, 269, 291, 405, 314, 17, 84, 181, 78, 82, 13, 312, 308, 317, 14, 87,
-]
-# fmt: on
-SUBSETS = {
-    "points": list(range(478)),
-    "points68": SIXTY_EIGHT,
-    "lips": geometry.LIPS_OUTER + geometry.LIPS_INNER,
-    "lids": geometry.EYE_RIGHT + geometry.EYE_LEFT,
-}
-
-
-def landmark_errors(found: Points, driving: Points) -> dict[str, float]:
-    """Mean distance in the picture for each of `SUBSETS`, % of the driver's distance between outer eye corners."""
-    unit = float(np.linalg.norm(driving[33, :2] - driving[263, :2]))
-    apart = np.linalg.norm(found[:, :2] - driving[:, :2], axis=1) * (100 / unit)
-    return {name: float(apart[members].mean()) for name, members in SUBSETS.items()}
-
-
-def ssim(picture: Image, other: Image) -> float:
-    """Structural similarity (Wang et al. 2004) of the luma (BT.601): Gaussian 11 x 11 of sigma 1.5, inside the rim."""
-    one, two = (cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY).astype(np.float64) for rgb in (picture, other))
-
-    def local(values: Floats) -> Floats:
-        return np.asarray(cv2.GaussianBlur(values, (11, 11), 1.5)[5:-5, 5:-5], np.float64)
-
-    mean_one, mean_two = local(one), local(two)
-    both = local(one * two) - mean_one * mean_two
-    spread_one, spread_two = local(one * one) - mean_one**2, local(two * two) - mean_two**2
-    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-    alike = (2 * mean_one * mean_two + c1) * (2 * both + c2)
-    return float((alike / ((mean_one**2 + mean_two**2 + c1) * (spread_one + spread_two + c2))).mean())
-
-
-def flicker(before: Image, now: Image, truth_before: Image, truth_now: Image) -> float:
-    """How much pixels change from one frame to the next beyond what the truth changes within 4 px, levels of 255."""
-    change = np.abs(now.astype(np.int16) - before).max(-1).astype(np.uint8)
-    due = np.abs(truth_now.astype(np.int16) - truth_before).max(-1).astype(np.uint8)
-    return float(cv2.subtract(change, cv2.dilate(due, np.ones((9, 9), np.uint8))).mean())
-
-
-def perceptual_distances(
-    heads: Sequence[Tensor], features: Sequence[Tensor], person: Tensor
-) -> tuple[list[float], list[float]]:
-    """LPIPS (Zhang et al. 2018, eq. 1) of a batch's pictures from its first: over all, and over `person` alone.
-
-    `features` as `LPIPS.features` gives them, `person` `[1, 1, S, S]` in 0..1. The second averages the same differences
-    with the mask as weight, at each layer's own size.
+    The neutral face is the best among `seen`.
     """
-    count = len(features[0]) - 1
-    whole, inside = torch.zeros(count), torch.zeros(count)
-    for head, layer in zip(heads, features, strict=True):
-        unit = F.normalize(layer, dim=1)
-        apart = ((unit[1:] - unit[:1]) ** 2 * head).sum(1)
-        weight = F.interpolate(person, size=apart.shape[-2:], mode="area")[0]
-        whole += apart.mean((1, 2))
-        inside += (apart * weight).sum((1, 2)) / weight.sum().clamp(min=1e-6)
-    return whole.tolist(), inside.tolist()
+
+    def __init__(self, avatar: Avatar, seen: Sequence[Face]) -> None:
+        finder = NeutralFinder()
+        finder.prime(list(seen))
+        self._retarget = Retarget(avatar_face(avatar), finder)
+        points = [geometry.to_crop_units(one.points, one.rgb.shape[0]) for one in avatar.references]
+        front = front_reference(points)
+        self._ceiling = Ceiling(avatar.references[front].matte, points[front])
+        self._canonical = canonical_face()
+
+    def __call__(self, face: Face) -> Face:
+        points = self._ceiling(self._retarget(face)).copy()
+        points[:, :2] += 1
+        points *= np.float32(SIZE_PX / 2)
+        rotation, translation, scale = fit_pose(points, self._canonical)
+        return replace(
+            face, points=points, rotation=rotation, translation=translation, scale=scale, size_px=(SIZE_PX, SIZE_PX)
+        )
 
 
-class Judge:
-    """The networks that measure; one thread."""
+def understudy(base: Base, name: str, own: bool = False) -> Maker:
+    """A maker: a base without and with fine-tuning; `own`: also its picture with its own background."""
 
-    def __init__(self) -> None:
-        self._lpips = LPIPS("vgg").eval()
-        self._arcface = ArcFace()
-        self._tracker = Tracker(video=True)
-        self._matter = Matter()
+    def make(taken: Sequence[CheckedPhoto], config: Config, about: dict[str, Any]) -> dict[str, Made]:
+        def enrolled(tune_s: float) -> tuple[Shipped, float]:
+            began = time.monotonic()
+            enrol = replace(config.enrol, tune_s=tune_s)
+            avatar, _, tuning = build(list(taken), "evaluated", base, replace(config, enrol=enrol), lambda *_: None)
+            took_s = time.monotonic() - began
+            if tuning is not None:
+                told = {"steps": tuning.steps, "before": asdict(tuning.before), "after": asdict(tuning.after)}
+                about.setdefault("tuning", {})[name] = told
+            with tempfile.TemporaryDirectory() as folder:  # as a call gets it: through JPEG and float16
+                path = Path(folder) / f"evaluated{avatars.SUFFIX}"
+                avatars.save(avatar, path)
+                return Shipped(avatars.load(path), base, config), took_s
 
-    def _track(self, rgb: Image) -> Face | None:
-        """Three looks, each where the last one found the face: as steady as in a stream (1.4 % -> 0.5 %)."""
-        self._tracker.reset()
-        looks = [self._tracker.track(Frame(rgb, 0.0)) for _ in range(3)]
-        return looks[-1] if isinstance(looks[-1], Face) else None
+        methods = {f"{name}, not tuned": Made(*enrolled(0.0))}
+        tuned, took_s = enrolled(config.enrol.tune_s)
+        methods[name] = Made(tuned, took_s)
+        if own:
+            methods[OWN] = Made(OwnBackground(tuned.renderer.generator))
+        return methods
 
-    def score(self, truth: Image, driving: Points, pictures: dict[str, Image]) -> dict[str, dict[str, float]]:
-        """The measures of every picture of one true frame, by the pictures' names.
+    return make
 
-        Identity and landmarks are left out where no face is found in the picture.
-        """
-        stacked = torch.from_numpy(np.stack([truth, *pictures.values()])).permute(0, 3, 1, 2).float() / 127.5 - 1
-        person = torch.from_numpy(self._matter.matte(truth))[None, None].float() / 255
-        identity = self._arcface.embed(truth, driving)
-        with torch.inference_mode():
-            features: list[Tensor] = self._lpips.features(stacked)
-            distances = perceptual_distances(list(self._lpips.heads), features, person)
-        scores = {}
-        for (name, picture), whole, inside in zip(pictures.items(), *distances, strict=True):
-            scores[name] = {"lpips": whole, "lpips_person": inside, "ssim": ssim(picture, truth), "lost": 1.0}
-            if face := self._track(picture):
-                found = face.points
-                scores[name] |= {"lost": 0.0, "identity": float(self._arcface.embed(picture, found) @ identity)}
-                scores[name] |= landmark_errors(found, driving)
-        return scores
 
-    def close(self) -> None:
-        self._tracker.close()
-        self._matter.close()
+def make_methods(
+    taken: Sequence[CheckedPhoto], makers: Sequence[Maker], config: Config, about: dict[str, Any]
+) -> dict[str, Made]:
+    """Every method for one person; what enrolment measured goes into `about`. The first maker is the product's."""
+    made = {
+        TRUTH: Made(true_frame),
+        NEAREST: Made(NearestPhoto(taken, warped=False)),
+        WHOLE_HEAD: Made(NearestPhoto(taken, warped=True)),
+    }
+    for maker in makers:
+        made |= maker(taken, config, about)
+    return made
 
 
 # --- one person ---
 
 
-@dataclass(slots=True)
-class Person:
-    """What came of one person."""
-
-    name: str
-    frames: int
-    scores: dict[str, dict[str, float]]
-    """Method -> measure -> mean over the frames."""
-    about: dict[str, Any]
-    strip: Image = field(repr=False)
-
-
 class LeftOutError(ValueError):
     """Somebody whose clips do not allow the protocol; the message says why."""
-
-
-def evaluate_person(name: str, clips: Sequence[Path], base: Base, config: Config, judge: Judge, frames: int) -> Person:
-    """Enrol, draw, measure. Raises `LeftOutError`."""
-    times = [frame_times(clip) for clip in clips]
-    with Tracker(video=False, max_faces=4) as tracker:
-        taken = take_photos(clips, photo_pools(times), tracker, SFace())
-    if len(taken) < MAX_REFERENCES:
-        raise LeftOutError(f"{len(taken)} photos instead of {MAX_REFERENCES}")
-    chosen = stretches(drivable(times, [(one.clip, one.number) for one in taken]), frames)
-    if not chosen:
-        raise LeftOutError("no stretch far enough from the photos")
-    about: dict[str, Any] = {"photos": [f"{clips[one.clip].stem} {one.number}" for one in taken]}
-    about["stretches"] = [f"{clips[clip].stem} {start}" for clip, start in chosen]
-    drawers = methods([one.photo for one in taken], base, config, about)
-    kept: dict[str, list[dict[str, float]]] = {method: [] for method in METHODS}
-    spent_s: dict[str, list[float]] = {method: [] for method in METHODS}
-    flickers: dict[str, list[float]] = {method: [] for method in METHODS}
-    pictures: list[list[Image]] = []
-    clock_s, faceless = 0.0, 0
-    for clip, start in chosen:
-        driving = [frame for _, frame in sorted(read_frames(clips[clip], range(start, start + STRETCH)).items())]
-        with Tracker.from_config(config.tracker) as tracker:
-            tracked = [face for frame in driving if isinstance(face := tracker.track(frame), Face)]
-        if len(tracked) < STRETCH:
-            faceless += 1
-            continue
-        clock_s += 1.0 - driving[0].time_s
-        tracked = [replace(face, time_s=face.time_s + clock_s) for face in tracked]
-        clock_s = tracked[-1].time_s
-        drawn: dict[str, list[Image]] = {}
-        for method, draw in drawers.items():
-            drawn[method] = []
-            for frame, face in zip(driving, tracked, strict=True):
-                began = time.perf_counter()
-                drawn[method].append(draw(frame, face))
-                spent_s[method].append(time.perf_counter() - began)
-            flickers[method] += [
-                flicker(drawn[method][now - 1], drawn[method][now], driving[now - 1].rgb, driving[now].rgb)
-                for now in range(MEASURED[0], STRETCH)
-            ]
-        for index in MEASURED:
-            shown = {method: drawn[method][index] for method in METHODS}
-            for method, score in judge.score(driving[index].rgb, tracked[index].points, shown).items():
-                kept[method].append(score)
-            pictures.append(list(shown.values()))
-    if not pictures:
-        raise LeftOutError("no stretch in which a face was tracked throughout")
-    about["stretches without a face"] = faceless
-    scores = {}
-    for method in METHODS:
-        scores[method] = means(kept[method])
-        scores[method] |= {"flicker": float(np.mean(flickers[method])), "ms": float(np.median(spent_s[method])) * 1000}
-    order = np.argsort([one["lpips"] for one in kept[TUNED]])
-    photo = taken[0].photo.rgb
-    assert photo is not None
-    rows = [[photo, *pictures[index]] for index in (order[0], order[len(order) // 2], order[-1])]
-    return Person(name, len(pictures), scores, about, np.vstack([np.hstack(row) for row in rows]))
-
-
-def means(scores: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Each measure's mean over the frames that have it."""
-    keys = dict.fromkeys(key for one in scores for key in one)
-    return {key: float(np.mean([one[key] for one in scores if key in one])) for key in keys}
-
-
-# --- everybody ---
-
-
-@dataclass(frozen=True, slots=True)
-class Column:
-    key: str
-    title: str
-    digits: int
-    factor: float = 1.0
-
-
-COLUMNS = (
-    Column("lpips", "LPIPS ↓", 3),
-    Column("lpips_person", "LPIPS of the person ↓", 3),
-    Column("ssim", "SSIM ↑", 3),
-    Column("identity", "identity ↑", 3),
-    Column("points", "landmarks % ↓", 2),
-    Column("points68", "68 of them % ↓", 2),
-    Column("lips", "lips % ↓", 2),
-    Column("lids", "lids % ↓", 2),
-    Column("lost", "no face % ↓", 1, 100.0),
-    Column("flicker", "flicker ↓", 2),
-    Column("ms", "ms a frame ↓", 1),
-)
-COMPARED = (NEAREST, WHOLE_HEAD, UNTUNED)
-
-
-def interval(values: Sequence[float], draws: int = 10_000, seed: int = 0) -> tuple[float, float]:
-    """Bootstrap 95 % interval of the mean (Efron 1979, percentiles)."""
-    sample = np.asarray(values, np.float64)
-    picked = np.random.default_rng(seed).integers(len(sample), size=(draws, len(sample)))
-    low, high = np.percentile(sample[picked].mean(1), [2.5, 97.5])
-    return float(low), float(high)
-
-
-def _cell(values: Sequence[float], column: Column) -> str:
-    if not values:
-        return "–"
-    scaled = [value * column.factor for value in values]
-    low, high = interval(scaled)
-    return f"{np.mean(scaled):.{column.digits}f} ({low:.{column.digits}f}…{high:.{column.digits}f})"
-
-
-def _row(title: str, cells: Sequence[str]) -> str:
-    return f"| {title} | {' | '.join(cells)} |"
-
-
-def table(people: Sequence[Person]) -> str:
-    """Every method: mean over people and its interval."""
-    lines = [_row("method", [column.title for column in COLUMNS]), "|---" * (len(COLUMNS) + 1) + "|"]
-    for method in METHODS:
-        told = [person.scores[method] for person in people]
-        cells = [_cell([one[column.key] for one in told if column.key in one], column) for column in COLUMNS]
-        lines.append(_row(f"**{method}**" if method == TUNED else method, cells))
-    return "\n".join(lines)
-
-
-def differences(people: Sequence[Person]) -> str:
-    """Understudy minus the others, person by person: what the intervals above cannot show."""
-    lines = [_row("Understudy minus", [column.title for column in COLUMNS[:-1]]), "|---" * len(COLUMNS) + "|"]
-    for method in COMPARED:
-        cells = []
-        for column in COLUMNS[:-1]:
-            pairs = [(one.scores[TUNED].get(column.key), one.scores[method].get(column.key)) for one in people]
-            apart = [ours - theirs for ours, theirs in pairs if ours is not None and theirs is not None]
-            cells.append(_cell(apart, column))
-        lines.append(_row(method, cells))
-    return "\n".join(lines)
-
-
-def write(people: Sequence[Person], left_out: dict[str, str], told: dict[str, Any], out: Path) -> None:
-    """`evaluate.json`, `evaluate.md` and the strips of the worst, the median and the best person."""
-    everyone = {one.name: {"frames": one.frames, **one.about, "scores": one.scores} for one in people}
-    content = told | {"people": everyone, "left out": left_out}
-    (out / "evaluate.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    about = ", ".join(f"{name} {value}" for name, value in told.items())
-    counted = f"{len(people)} people ({len(left_out)} left out), {sum(one.frames for one in people)} frames; {about}."
-    how = (
-        "Mean over people (95 % bootstrap interval over people). LPIPS: VGG16, 256 px, the whole picture; of the "
-        "person: weighted with the true frame's matte. SSIM: luma, Gaussian 11 x 11, sigma 1.5. Identity: cosine of "
-        "ArcFace embeddings of the picture and the true frame. Landmarks: tracked in the picture against those that "
-        "drove it, mean distance over 478 points, % of the distance between the outer eye corners. Flicker: change "
-        "from frame to frame beyond what the true frames change within 4 px, levels of 255."
-    )
-    text = f"{counted}\n\n{table(people)}\n\n{differences(people)}\n\n{how}\n"
-    (out / "evaluate.md").write_text(text, encoding="utf-8")
-    ranked = sorted(people, key=lambda one: one.scores[TUNED]["lpips"])
-    caption = np.full((24, ranked[0].strip.shape[1], 3), 255, np.uint8)
-    for column, title in enumerate(("first photo", *METHODS)):
-        place = (column * SIZE_PX + 4, 17)
-        cv2.putText(caption, title, place, cv2.FONT_HERSHEY_SIMPLEX, 0.4, (60, 60, 60), 1, cv2.LINE_AA)
-    for title, person in (("best", ranked[0]), ("median", ranked[len(ranked) // 2]), ("worst", ranked[-1])):
-        strip = cv2.cvtColor(np.vstack([caption, person.strip]), cv2.COLOR_RGB2BGR)
-        cv2.imwrite(str(out / f"{title}.png"), strip)
 
 
 @dataclass(frozen=True, slots=True)
@@ -561,34 +383,308 @@ class Options:
     clips: int
     """How many of a person's clips, the longest first; 0: all."""
     seed: int
+    shots: tuple[int, ...] = (MAX_REFERENCES,)
+    cross: int = 0
+    """How many others drive each person."""
 
 
-def evaluate(folder: Path, base: Base, config: Config, out: Path, options: Options) -> list[Person]:
-    """Everybody of the split (or as many, drawn by the seed); the files are rewritten after each person."""
-    index = read_index(folder, options.split)
+@dataclass(slots=True)
+class Bench:
+    """What one table of one person is measured with."""
+
+    judge: Judge
+    made: dict[str, Made]
+    enrolled: NDArray[np.float32]
+    """ArcFace embeddings of the eight photos, `[8, 512]`."""
+    photo: Image
+
+
+def measure(bench: Bench, driven: Sequence[Stretch], relative: Sequence[Relative] | None = None) -> Result:
+    """Draw everything and measure it. With `relative`, one for each stretch, somebody else drives: no true frames."""
+    judge = bench.judge
+    made = {name: one for name, one in bench.made.items() if relative is None or name != TRUTH}
+    kept: dict[str, list[dict[str, float]]] = {name: [] for name in made}
+    stances: dict[str, list[tuple[dict[str, float], dict[str, float]]]] = {name: [] for name in made}
+    spent_s: dict[str, list[float]] = {name: [] for name in made}
+    flickers: dict[str, list[float]] = {name: [] for name in made}
+    restless: dict[str, list[float]] = {name: [] for name in (DRIVER, *made)}
+    pictures: list[dict[str, Image]] = []
+    for number, stretch in enumerate(driven):
+        asked = stretch.faces if relative is None else [relative[number](face) for face in stretch.faces]
+        true = [frame.rgb for frame in stretch.frames]
+        drawn: dict[str, list[Image]] = {DRIVER: true}
+        for name, one in made.items():
+            drawn[name] = []
+            for frame, face in zip(stretch.frames, asked, strict=True):
+                began = time.perf_counter()
+                drawn[name].append(one.draw(frame, face))
+                spent_s[name].append(time.perf_counter() - began)
+        mattes: dict[str, Matte] = {}
+        for place in MEASURED:
+            shown = {name: drawn[name][place] for name in made}
+            mattes[DRIVER] = judge.matte(true[place])
+            scores: dict[str, dict[str, float]] = {name: {} for name in made}
+            identity = None
+            if relative is None:
+                scores = judge.likeness(true[place], shown, mattes[DRIVER])
+                identity = judge.identity(true[place], stretch.faces[place].points)
+            for name, picture in shown.items():
+                told, posture = judge.face(picture, asked[place], bench.enrolled, identity)
+                kept[name].append(scores[name] | told)
+                if posture is not None:
+                    stances[name].append((posture, stance(stretch.faces[place])))
+                mattes[name] = mattes[DRIVER] if relative is None else judge.matte(picture)
+            for name, stream in drawn.items():
+                for now in range(max(place - 4, MEASURED[0]), place):
+                    restless[name].append(restlessness(stream[now - 1], stream[now], stream[now + 1], mattes[name]))
+            pictures.append({DRIVER: true[place], **shown})
+        if relative is None:
+            for name in made:
+                steps = zip(range(MEASURED[0] - 1, STRETCH - 1), range(MEASURED[0], STRETCH), strict=True)
+                flickers[name] += [flicker(drawn[name][a], drawn[name][b], true[a], true[b]) for a, b in steps]
+    real = float(np.mean(restless[DRIVER]))
+    scores = {}
+    for name, one in made.items():
+        scores[name] = means(kept[name]) | {"ms": float(np.median(spent_s[name])) * 1000}
+        scores[name] |= {"flicker": float(np.mean(flickers[name]))} if flickers[name] else {}
+        scores[name] |= {"restless": float(np.mean(restless[name])) / real} if real > 0 else {}
+        scores[name] |= {"enrol_s": one.enrol_s} if one.enrol_s is not None else {}
+        if relative is not None and stances[name]:
+            scores[name] |= following(*zip(*stances[name], strict=True))
+    features = {name: judge.describe([shown[name] for shown in pictures]) for name in made}
+    order = np.argsort([one.get("lpips", -one.get("csim", -1.0)) for one in kept[TUNED]])
+    rows = []
+    for index in (order[0], order[len(order) // 2], order[-1]):
+        shown = [picture for name, picture in pictures[index].items() if name != TRUTH]
+        rows.append(np.hstack([bench.photo, *shown]))
+    true_features = features[TRUTH] if relative is None else np.zeros((0, 0), np.float32)
+    return Result(len(pictures), scores, features, true_features, np.vstack(rows))
+
+
+def evaluate_person(
+    name: str,
+    clips: dict[str, list[Path]],
+    others: Sequence[str],
+    makers: Sequence[Maker],
+    config: Config,
+    judge: Judge,
+    options: Options,
+) -> Person:
+    """Enrol, draw, measure. `others` drive for cross-reenactment. Raises `LeftOutError`."""
+    skipped: dict[str, str] = {}
+    own = clips[name]
+    times = [frame_times(clip) for clip in own]
+    pools = photo_pools(times)
+    with Tracker(video=False, max_faces=4) as tracker:
+        embedder = SFace()
+        taken = take_photos(own, pools, tracker, embedder)
+        if len(taken) < MAX_REFERENCES:
+            raise LeftOutError(f"{len(taken)} photos instead of {MAX_REFERENCES}")
+        sets: dict[int, list[Taken]] = {}
+        for shots in options.shots:
+            if shots <= MAX_REFERENCES:
+                sets[shots] = taken[:shots]
+                continue
+            more = take_photos(own, pools, tracker, embedder, shots, 3 * shots)
+            if len(more) == shots:
+                sets[shots] = more
+            else:
+                skipped[f"T = {shots}"] = f"{len(more)} photos instead of {shots}"
+
+    def free(all_sets: Sequence[list[Taken]]) -> list[tuple[int, int]]:
+        places = [(one.clip, one.number) for one in (*taken, *(one for chosen in all_sets for one in chosen))]
+        return stretches(drivable(times, places), options.frames)
+
+    chosen = free(list(sets.values()))
+    if not chosen:
+        for shots in [shots for shots in sets if shots > MAX_REFERENCES]:
+            del sets[shots]
+            skipped[f"T = {shots}"] = f"no stretch far enough from {shots} photos"
+        chosen = free([])
+    if not chosen or not sets:
+        raise LeftOutError("no stretch far enough from the photos" if sets else "; ".join(skipped.values()))
+    driven = track(own, chosen, config)
+    if not driven:
+        raise LeftOutError("no stretch in which a face was tracked throughout")
+    foreign: list[tuple[str, list[Stretch]]] = []
+    clock_s = driven[-1].faces[-1].time_s
+    for other in others:
+        everywhere = [np.ones(len(frame_times(clip)), bool) for clip in clips[other]]
+        found = track(clips[other], stretches(everywhere, options.frames) if everywhere else [], config, clock_s)
+        if found:
+            foreign.append((other, found))
+            clock_s = found[-1].faces[-1].time_s
+        else:
+            skipped[f"cross, {other}"] = f"{other} has no stretch in which a face was tracked throughout"
+
+    enrolled = np.stack([judge.identity(*_rgb_points(one.photo)) for one in taken])
+    results: dict[Which, Result] = {}
+    for shots, photo_set in sets.items():
+        about: dict[str, Any] = {"photos": [f"{own[one.clip].stem} {one.number}" for one in photo_set]}
+        about["stretches"] = [f"{own[clip].stem} {start}" for clip, start in chosen]
+        about["stretches without a face"] = len(chosen) - len(driven)
+        made = make_methods([one.photo for one in photo_set], makers, config, about)
+        bench = Bench(judge, made, enrolled, _rgb_points(photo_set[0].photo)[0])
+        result = results[Which(False, shots)] = measure(bench, driven)
+        result.about = about
+        if foreign:
+            tuned = made[TUNED].draw
+            assert isinstance(tuned, Shipped)
+            asking = [
+                Relative(tuned.avatar, [face for stretch in found for face in stretch.faces]) for _, found in foreign
+            ]
+            flat = [(stretch, asks) for (_, found), asks in zip(foreign, asking, strict=True) for stretch in found]
+            crossed = measure(bench, [stretch for stretch, _ in flat], [asks for _, asks in flat])
+            crossed.real = result.real
+            told = {key: about[key] for key in ("photos", "tuning") if key in about}
+            crossed.about = told | {"drivers": [other for other, _ in foreign]}
+            results[Which(True, shots)] = crossed
+    return Person(name, results, skipped)
+
+
+def _rgb_points(photo: CheckedPhoto) -> tuple[Image, Points]:
+    assert photo.rgb is not None and photo.face is not None
+    return photo.rgb, photo.face.points
+
+
+def means(scores: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Each measure's mean over the frames that have it."""
+    keys = dict.fromkeys(key for one in scores for key in one)
+    return {key: float(np.mean([one[key] for one in scores if key in one])) for key in keys}
+
+
+# --- everybody ---
+
+
+class Store:
+    """Numbers of people that are done, in `people/`: used again when everything they depend on is the same."""
+
+    def __init__(self, folder: Path, depends_on: dict[str, Any]) -> None:
+        self._folder = folder / "people"
+        self._folder.mkdir(parents=True, exist_ok=True)
+        told = json.dumps({"format": FORMAT, **depends_on}, sort_keys=True, default=str)
+        self.fingerprint = hashlib.sha256(told.encode()).hexdigest()[:16]
+
+    def _path(self, name: str, suffix: str) -> Path:
+        return self._folder / f"{name}{suffix}"
+
+    def save(self, name: str, person: Person | str) -> None:
+        """A person, or why there is none; the JSON comes last, so that what it tells of is there."""
+        content: dict[str, Any] = {"fingerprint": self.fingerprint}
+        if isinstance(person, str):
+            content["left out"] = person
+        else:
+            content["skipped"] = person.skipped
+            content["results"] = {}
+            arrays: dict[str, NDArray[Any]] = {}
+            for which, one in person.results.items():
+                told = {"frames": one.frames, "scores": one.scores, "about": one.about}
+                content["results"][str(which)] = told
+                arrays |= {f"{which}/real": one.real, f"{which}/strip": one.strip}
+                arrays |= {f"{which}/of {method}": features for method, features in one.features.items()}
+            part = self._path(name, ".part.npz")
+            with part.open("wb") as file:
+                np.savez_compressed(file, allow_pickle=False, **arrays)
+            part.replace(self._path(name, ".npz"))
+        part = self._path(name, ".json.part")
+        part.write_text(json.dumps(content), encoding="utf-8")
+        part.replace(self._path(name, ".json"))
+
+    def load(self, name: str) -> Person | str | None:
+        """The person, or why they were left out, or `None` where nothing fitting is stored."""
+        try:
+            content = json.loads(self._path(name, ".json").read_text(encoding="utf-8"))
+            if content.get("fingerprint") != self.fingerprint:
+                return None
+            if "left out" in content:
+                return str(content["left out"])
+            results: dict[Which, Result] = {}
+            with np.load(self._path(name, ".npz"), allow_pickle=False) as stored:
+                for title, told in content["results"].items():
+                    features = {method: stored[f"{title}/of {method}"] for method in told["scores"]}
+                    results[Which.parse(title)] = Result(
+                        told["frames"],
+                        told["scores"],
+                        features,
+                        stored[f"{title}/real"],
+                        stored[f"{title}/strip"],
+                        told["about"],
+                    )
+            return Person(name, results, content["skipped"])
+        except (OSError, ValueError, KeyError):
+            return None
+
+
+def evaluate(
+    folder: Path, bases: dict[str, Base], config: Config, out: Path, options: Options, makers: Sequence[Maker] = ()
+) -> list[Person]:
+    """Everybody of the split (or as many, drawn by the seed); the files are rewritten after each person.
+
+    `bases`: the product's first (by the name `TUNED`), then those to compare with. `makers` add further methods, and
+    are not known to what is stored: take another `out` when they change.
+    """
+    index = {name: clips[: options.clips or None] for name, clips in read_index(folder, options.split).items()}
     names = [sorted(index)[place] for place in np.random.default_rng(options.seed).permutation(len(index))]
-    record = json.loads((base.folder / "base.json").read_text(encoding="utf-8")).get("record", {})
-    told = {"base": base.sha256[:12], "steps": record.get("steps"), "tune_s": config.enrol.tune_s, **asdict(options)}
-    out.mkdir(parents=True, exist_ok=True)
+    ours = bases[TUNED]
+    record = json.loads((ours.folder / "base.json").read_text(encoding="utf-8")).get("record", {})
+    told = {"base": ours.sha256[:12], "steps": record.get("steps"), "tune_s": config.enrol.tune_s, **asdict(options)}
+    if len(bases) > 1:
+        told["compared"] = {name: base.sha256[:12] for name, base in bases.items() if base is not ours}
+    shared = {key: value for key, value in asdict(options).items() if key != "people"}
+    hashes = {name: base.sha256 for name, base in bases.items()}
+    store = Store(out, {"folder": folder.resolve(), "bases": hashes, "config": asdict(config), **shared})
+    everyone = [*(understudy(base, name, own=base is ours) for name, base in bases.items()), *makers]
     done: list[Person] = []
     left_out: dict[str, str] = {}
-    judge = Judge()
+    judge: Judge | None = None
     for name in names[: options.people or len(names)]:
         began = time.monotonic()
-        try:
-            person = evaluate_person(name, index[name][: options.clips or None], base, config, judge, options.frames)
-        except (LeftOutError, FFmpegError) as error:
-            left_out[name] = str(error)
-            logger.info("%s is left out: %s", name, error)
+        person = store.load(name)
+        if person is None:
+            judge = judge or Judge()
+            others = drivers(name, names, options.cross)
+            try:
+                person = evaluate_person(name, index, others, everyone, config, judge, options)
+            except (LeftOutError, FFmpegError) as error:
+                person = str(error)
+            store.save(name, person)
+        if isinstance(person, str):
+            left_out[name] = person
+            logger.info("%s is left out: %s", name, person)
             continue
         done.append(person)
-        summary = ", ".join(f"{method} {person.scores[method]['lpips']:.3f}" for method in METHODS)
-        logger.info("%s, %d frames, %.0f s: LPIPS %s", name, person.frames, time.monotonic() - began, summary)
-        write(done, left_out, told, out)
-    judge.close()
+        first = next(iter(person.results.values()))
+        summary = ", ".join(f"{method} {scores['lpips']:.3f}" for method, scores in first.scores.items())
+        logger.info("%s, %d frames, %.0f s: LPIPS %s", name, first.frames, time.monotonic() - began, summary)
+        write(done, left_out, told, MAX_REFERENCES, out, final=False)
+    if judge is not None:
+        judge.close()
     if not done:
         raise ValueError(f"nobody of the split {options.split!r} could be evaluated: {left_out}")
+    write(done, left_out, told, MAX_REFERENCES, out, final=True)
     return done
+
+
+def read_bases(shipped: Path | None, compared: Sequence[str]) -> dict[str, Base]:
+    """Bases by their names in the table: `FOLDER` or `FOLDER=NAME` each. Raises `ValueError`."""
+    bases = {TUNED: open_base(shipped)}
+    for one in compared:
+        folder, _, name = one.partition("=")
+        name = name or Path(folder).name
+        taken = {TRUTH, NEAREST, WHOLE_HEAD, UNTUNED, OWN, *bases}
+        if {name, f"{name}, not tuned"} & taken:
+            raise ValueError(f"there is a method named {name!r} already: give another one, --compare {folder}=NAME")
+        bases[name] = open_base(Path(folder))
+    if wrong := [name for name, base in bases.items() if base.size_px != SIZE_PX]:
+        raise ValueError(f"the base {wrong[0]!r} draws {bases[wrong[0]].size_px} px; measured is at {SIZE_PX} px")
+    return bases
+
+
+def _shots(text: str) -> tuple[int, ...]:
+    shots = tuple(sorted({int(one) for one in text.split(",")}))
+    if shots[0] < 1:
+        raise ValueError(text)
+    return shots
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -596,10 +692,15 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("folder", type=Path, help="clips, with index.tsv")
     parser.add_argument("--split", default="test")
     parser.add_argument("--base", type=Path, help="folder of a base (training.export); the shipped one if left out")
+    parser.add_argument(
+        "--compare", action="append", default=[], metavar="FOLDER[=NAME]", help="another base; may be repeated"
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/evaluate"))
     parser.add_argument("--people", type=int, default=0, help="how many, drawn by the seed; 0 = all")
-    parser.add_argument("--frames", type=int, default=40, help="measured frames of each person")
+    parser.add_argument("--frames", type=int, default=40, help="measured frames of each person (and of each driver)")
     parser.add_argument("--clips", type=int, default=0, help="of each person, the longest first; 0 = all")
+    parser.add_argument("--shots", type=_shots, default=(MAX_REFERENCES,), help="photos, e.g. 1,8,32")
+    parser.add_argument("--cross", type=int, nargs="?", const=1, default=0, help="others that drive each person")
     parser.add_argument("--tune-s", type=float, help="seconds of fine-tuning; config.toml's if left out")
     parser.add_argument("--seed", type=int, default=0)
     told = parser.parse_args(arguments)
@@ -609,9 +710,9 @@ def main(arguments: list[str] | None = None) -> None:
     render = replace(config.render, size_px=SIZE_PX, background="photo", motion="absolute")
     config = replace(config, render=render, enrol=replace(config.enrol, tune_s=tune_s))
     try:
-        base = open_base(told.base)
-        options = Options(told.split, told.people, told.frames, told.clips, told.seed)
-        evaluate(told.folder, base, config, told.out, options)
+        bases = read_bases(told.base, told.compare)
+        options = Options(told.split, told.people, told.frames, told.clips, told.seed, told.shots, told.cross)
+        evaluate(told.folder, bases, config, told.out, options)
     except (ValueError, OSError) as error:
         parser.exit(1, f"{error}\n")
     logger.info("%s", (told.out / "evaluate.md").read_text(encoding="utf-8"))
