@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -91,3 +93,33 @@ def total(losses: dict[str, Tensor], weights: dict[str, float]) -> Tensor:
     if losses.keys() != weights.keys():
         raise ValueError(f"losses {sorted(losses)} and weights {sorted(weights)} do not name the same things")
     return torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()
+
+
+# --- adversarial -------------------------------------------------------------------------------------------
+
+
+def hinge_critic(real: Tensor, fake: Tensor) -> Tensor:
+    """What a critic minimises, max(0, 1 - real) + max(0, 1 + fake) (Zakharov et al. 2019, equation 7)."""
+    return F.relu(1 - real).mean() + F.relu(1 + fake).mean()
+
+
+def hinge_generator(fake: Tensor) -> Tensor:
+    """What a generator minimises, -D(fake) (equation 4, without its feature matching)."""
+    return -fake.mean()
+
+
+def feature_matching(fake: Sequence[Tensor], real: Sequence[Tensor]) -> Tensor:
+    """L1 between what the two pictures leave in the critic, summed over its layers (pix2pixHD, equation 4)."""
+    return content(fake, [features.detach() for features in real])
+
+
+def content(drawn: Sequence[Tensor], target: Sequence[Tensor]) -> Tensor:
+    """L1 between two pictures' features, the mean of each layer, summed over layers (Zakharov et al. 2019, L_CNT)."""
+    distances = [(ours - theirs).abs().float().mean() for ours, theirs in zip(drawn, target, strict=True)]
+    return torch.stack(distances).sum()
+
+
+def match(embedding: Tensor, column: Tensor) -> Tensor:
+    """L1 between the embedder's vector and the video's column W_i, `[N, E]` both (L_MCH); the column is learned by
+    the discriminator alone."""
+    return (embedding - column.detach()).abs().mean()
