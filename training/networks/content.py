@@ -21,7 +21,7 @@ from training import losses
 from training.networks.face import FaceFeatures, cut_faces
 from training.networks.perceptual import Features
 
-Source = Literal["vgg16", "sface", "vgg19", "vggface"]
+Source = Literal["vgg16", "sface", "vgg19", "vggface", "pixels"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +45,10 @@ STAND_INS = (
 as well, normalised on its way: its weight gives it about the share that the paper's give VGGFace beside VGG19."""
 
 
+PIXELS = ContentTerm("pixels", (), 1.0)
+"""No network at all: for the smallest preset."""
+
+
 def chosen_terms(vgg19: Path | None = None, vggface: Path | None = None) -> tuple[ContentTerm, ...]:
     """The paper's own networks and weights (1.5e-1, 2.5e-2) where files are given, otherwise the stand-ins."""
     first, second = STAND_INS
@@ -55,6 +59,10 @@ def chosen_terms(vgg19: Path | None = None, vggface: Path | None = None) -> tupl
     return first, second
 
 
+_DEPTHS = {13: (2, 2, 3, 3, 3), 16: (2, 2, 4, 4, 4)}
+"""Convolutions in each block of a VGG, by how many there are altogether."""
+
+
 class VggFile(nn.Module):
     """A VGG with 13 or 16 convolutions from a safetensors file; RGB in -1..1 -> the activations in `layers`.
 
@@ -63,15 +71,13 @@ class VggFile(nn.Module):
     goes unnoticed: `input` is `caffe` (BGR, 0 to 255, minus `mean`, three numbers in that order) or `torchvision`.
     """
 
-    _DEPTHS = {13: (2, 2, 3, 3, 3), 16: (2, 2, 4, 4, 4)}
-
     def __init__(self, path: Path, layers: Sequence[str]) -> None:
         super().__init__()
         with safe_open(path, "pt") as file:
             about = file.metadata() or {}
             named = [name for name in file.keys() if re.search(r"(features\.|conv)[\d_]+\.weight$", name)]  # noqa: SIM118
             named.sort(key=lambda name: [int(digits) for digits in re.findall(r"\d+", name)])
-            if len(named) not in self._DEPTHS:
+            if len(named) not in _DEPTHS:
                 raise ValueError(f"{path} has {len(named)} convolutions, and a VGG has 13 or 16")
             weights = [(file.get_tensor(name), file.get_tensor(name[:-6] + "bias")) for name in named]
         match about.get("input"):
@@ -91,7 +97,7 @@ class VggFile(nn.Module):
         self.layers = tuple(layers)
         self.convs = nn.ModuleDict()
         self.starts: set[str] = set()
-        places = [(block, at) for block, depth in enumerate(self._DEPTHS[len(named)], 1) for at in range(1, depth + 1)]
+        places = [(block, at) for block, depth in enumerate(_DEPTHS[len(named)], 1) for at in range(1, depth + 1)]
         for (block, at), (weight, bias) in zip(places, weights, strict=True):
             conv = nn.Conv2d(weight.shape[1], weight.shape[0], 3, padding=1)
             conv.load_state_dict({"weight": weight.float(), "bias": bias.float()})
@@ -127,6 +133,13 @@ class _AlignedFace(nn.Module):
         return self.network(cut_faces(rgb, placed))[1]
 
 
+class _Pixels(nn.Module):
+    """The picture itself, and made small."""
+
+    def forward(self, rgb: Tensor) -> list[Tensor]:
+        return [rgb, F.avg_pool2d(rgb, 4)]
+
+
 def _build(term: ContentTerm) -> nn.Module:
     match term.source:
         case "vgg16":
@@ -135,6 +148,8 @@ def _build(term: ContentTerm) -> nn.Module:
             return _AlignedFace(term.layers)
         case "vgg19" | "vggface":
             return VggFile(Path(term.file), term.layers)
+        case "pixels":
+            return _Pixels()
 
 
 class Content(nn.Module):
