@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -198,10 +199,12 @@ def frechet_distance(one: Floats, two: Floats) -> float:
 
     With the centred features A and B (divided by the root of their count less one) the trace of the root of the
     product of the covariances is the sum of the singular values of A B': exact, also for fewer pictures than features.
+    Where there are more, A and B give way to the triangles of their QR decompositions, which have the same products.
     """
     one, two = one.astype(np.float64), two.astype(np.float64)
     centred = [(rows - rows.mean(0)) / np.sqrt(len(rows) - 1) for rows in (one, two)]
     apart = float(((one.mean(0) - two.mean(0)) ** 2).sum())
+    centred = [np.linalg.qr(rows, "r") if len(rows) > rows.shape[1] else rows for rows in centred]
     shared = float(np.linalg.svd(centred[0] @ centred[1].T, compute_uv=False).sum())
     return apart + float((centred[0] ** 2).sum() + (centred[1] ** 2).sum()) - 2 * shared
 
@@ -224,14 +227,20 @@ def kernel_distance(one: Floats, two: Floats) -> float:
 
 
 class Judge:
-    """The networks that measure; one thread."""
+    """The networks that measure, the large ones loaded when they are first asked; one thread."""
 
     def __init__(self) -> None:
-        self._lpips = LPIPS("vgg").eval()
-        self._inception = Inception().eval()
         self._arcface = ArcFace()
         self._tracker = Tracker(video=True)
         self._matter = Matter()
+
+    @functools.cached_property
+    def _lpips(self) -> LPIPS:
+        return LPIPS("vgg").eval()
+
+    @functools.cached_property
+    def _inception(self) -> Inception:
+        return Inception().eval()
 
     def _track(self, rgb: Image) -> Face | None:
         """Three looks, each where the last one found the face: as steady as in a stream (1.4 % -> 0.5 %)."""

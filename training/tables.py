@@ -176,7 +176,7 @@ SETS = (("fid", "FID ↓", 1, 1.0, frechet_distance), ("kid", "KID × 1000 ↓",
 def set_distances(results: Sequence[Result], sure: bool) -> dict[str, dict[str, Distance]]:
     """Method -> "fid" and "kid", over everybody of one table."""
     told: dict[str, dict[str, Distance]] = {}
-    for method in results[0].scores:
+    for method in [method for method in results[0].scores if method != TRUTH]:
         real, drawn = [one.real for one in results], [one.features[method] for one in results]
         if min(sum(map(len, real)), sum(map(len, drawn))) > 1:
             told[method] = {key: distance(real, drawn, measure, sure) for key, _, _, _, measure in SETS}
