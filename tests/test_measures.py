@@ -159,8 +159,9 @@ def test_following_says_who_moves_along(make_face: Callable[..., Face]) -> None:
 def test_restlessness_knows_steady_change_from_trembling(face_photo: Image) -> None:
     everywhere = np.full((256, 256), 255, np.uint8)
     grey = np.full((256, 256, 3), 100, np.uint8)
-    assert measures.restlessness(grey, grey + 10, grey + 20, everywhere) == 0  # a lamp that brightens steadily
-    assert measures.restlessness(grey, grey + 10, grey, everywhere) == pytest.approx(20, abs=0.1)
+    brighter, brightest = np.full_like(grey, 110), np.full_like(grey, 120)
+    assert measures.restlessness(grey, brighter, brightest, everywhere) == 0  # a lamp that brightens steadily
+    assert measures.restlessness(grey, brighter, grey, everywhere) == pytest.approx(20, abs=0.1)
     left = everywhere.copy()
     left[:, 128:] = 0
     trembling = grey.copy()

@@ -584,7 +584,7 @@ class Store:
                 arrays |= {f"{which}/of {method}": features for method, features in one.features.items()}
             part = self._path(name, ".part.npz")
             with part.open("wb") as file:
-                np.savez_compressed(file, allow_pickle=False, **arrays)
+                np.savez_compressed(file, **arrays)
             part.replace(self._path(name, ".npz"))
         part = self._path(name, ".json.part")
         part.write_text(json.dumps(content), encoding="utf-8")

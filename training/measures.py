@@ -204,9 +204,13 @@ def frechet_distance(one: Floats, two: Floats) -> float:
     one, two = one.astype(np.float64), two.astype(np.float64)
     centred = [(rows - rows.mean(0)) / np.sqrt(len(rows) - 1) for rows in (one, two)]
     apart = float(((one.mean(0) - two.mean(0)) ** 2).sum())
-    centred = [np.linalg.qr(rows, "r") if len(rows) > rows.shape[1] else rows for rows in centred]
+    centred = [_triangle(rows) if len(rows) > rows.shape[1] else rows for rows in centred]
     shared = float(np.linalg.svd(centred[0] @ centred[1].T, compute_uv=False).sum())
     return apart + float((centred[0] ** 2).sum() + (centred[1] ** 2).sum()) - 2 * shared
+
+
+def _triangle(rows: Floats) -> Floats:
+    return np.asarray(np.linalg.qr(rows, "r"), np.float64)
 
 
 def kernel_distance(one: Floats, two: Floats) -> float:
