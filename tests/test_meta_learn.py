@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,11 +14,12 @@ import pytest
 import torch
 
 from tests.test_episodes import write_shard
-from training import meta_learn
+from training import meta_learn, paper
 from training.episodes import Episodes, Sample, batches, load_shards
 from training.meta_learn import PRESETS, State, learning_rate, load_checkpoint, make_state, save_checkpoint, train_step
 
 CPU = torch.device("cpu")
+PAPER_STEP = paper.train_step
 
 
 @pytest.fixture(scope="module")
@@ -92,25 +94,28 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(
 # --- the whole command --------------------------------------------------------------------------------------
 
 
-def command(shards: Path, run: Path) -> list[str]:
-    text = f"--shards {shards} --run {run} --preset tiny --steps 6 --hours 1000 --batch 1 --workers 0 --hold-out 1"
+def command(shards: Path, run: Path, preset: str = "tiny") -> list[str]:
+    text = f"--shards {shards} --run {run} --preset {preset} --steps 6 --hours 1000 --batch 1 --workers 0 --hold-out 1"
     return [*text.split(), "--device", "cpu"]
 
 
-def watched(monkeypatch: pytest.MonkeyPatch, stop_after: int = 0, spoil: int = 0) -> list[float]:
+def watched(
+    monkeypatch: pytest.MonkeyPatch, stop_after: int = 0, spoil: int = 0, module: Any = meta_learn, term: str = "loss"
+) -> list[float]:
     """The losses of every step from now on; SIGTERM comes during step `stop_after`, step `spoil` is not finite."""
     told: list[float] = []
+    real = {meta_learn: train_step, paper: PAPER_STEP}[module]
 
     def step(*given: Any, **named: Any) -> dict[str, float]:
-        result = train_step(*given, **named)
-        told.append(result["loss"])
+        result = real(*given, **named)
+        told.append(result[term])
         if len(told) == stop_after:
             signal.raise_signal(signal.SIGTERM)
         if len(told) == spoil:
             result["loss"] = float("nan")
         return result
 
-    monkeypatch.setattr(meta_learn, "train_step", step)
+    monkeypatch.setattr(module, "train_step", step)
     return told
 
 
@@ -130,6 +135,84 @@ def test_a_resumed_run_sees_what_it_would_have_seen(
     assert [end["step"] for end in ends] == [6, 6]
     for name, value in ends[0]["average"].items():
         assert torch.allclose(value, ends[1]["average"][name], atol=1e-6), name
+
+
+@pytest.mark.parametrize(
+    ("preset", "more", "module"),
+    [("paper-tiny", "--shots 2", paper), ("tiny", "--adversarial --critic-warm-up 2", meta_learn)],
+)
+def test_a_resumed_adversarial_run_sees_what_it_would_have_seen(
+    shards: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    signals: None,
+    preset: str,
+    more: str,
+    module: Any,
+) -> None:
+    """Interrupted between the discriminator's two steps, and after an adversary's warm-up."""
+    whole = watched(monkeypatch, module=module, term="critic")
+    meta_learn.main([*command(shards, tmp_path / "whole", preset), *more.split()])
+    first = watched(monkeypatch, stop_after=3, module=module, term="critic")
+    meta_learn.main([*command(shards, tmp_path / "parts", preset), *more.split()])
+    second = watched(monkeypatch, module=module, term="critic")
+    meta_learn.main([*command(shards, tmp_path / "parts", preset), *more.split()])
+    assert (len(whole), len(first), len(second)) == (6, 3, 3)
+    assert first + second == pytest.approx(whole, rel=1e-5)
+    assert len(set(whole)) == 6
+
+
+def test_the_paper_leaves_the_same_run_folder(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signals: None
+) -> None:
+    meta_learn.main([*command(shards, tmp_path, "paper-tiny"), "--shots", "2", "--steps", "20", "--save-s", "0"])
+    options = json.loads((tmp_path / "options.json").read_text())
+    assert options["network"]["videos"] == 2
+    assert options["network"]["recipe"]["match"] == 80
+    assert options["rate"] == "5e-05"
+    told = [json.loads(line) for line in (tmp_path / "stats.jsonl").read_text().splitlines()]
+    means = next(one for one in told if "critic" in one)
+    assert 0 <= means["waiting"] <= 1
+    assert means["match"] > 0
+    assert any("held out content" in one for one in told)
+    assert (tmp_path / "samples-000020.jpg").stat().st_size > 500
+
+
+def test_a_dry_run_says_what_a_run_would_cost_and_writes_nothing(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = "--shots 2 --steps 7200 --dry-run"
+    meta_learn.main([*command(shards, tmp_path / "run", "paper-tiny"), *more.split()])
+    told = capsys.readouterr().out
+    found = re.search(r"\n([\d.]+) steps/s, ([\d.]+) GiB at most\n7200 steps take ([\d.]+) hours\n", told)
+    assert found is not None, told
+    rate, memory, hours = (float(one) for one in found.groups())
+    assert hours == pytest.approx(2 / rate, rel=0.05, abs=0.01)
+    assert memory > 0.05
+    assert re.search(r"computes \d+ ms and needs \d+ ms of drawing \(0 worker\(s\)\): the bottleneck is ", told)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_cannot_go_on_in_another_presets_folder(shards: Path, tmp_path: Path) -> None:
+    meta_learn.main([*command(shards, tmp_path, "paper-tiny"), "--shots", "2", "--steps", "1"])
+    with pytest.raises(ValueError, match="is of another preset: choose another --run"):
+        meta_learn.main(command(shards, tmp_path))
+
+
+@pytest.mark.parametrize("wrong", ["--adversarial", "--start weights.safetensors"])
+def test_options_of_the_live_generator_are_refused_for_the_papers(wrong: str) -> None:
+    with pytest.raises(SystemExit):
+        meta_learn.read_options(["--preset", "paper", *wrong.split()])
+
+
+def test_rates_are_the_presets_own() -> None:
+    assert meta_learn.read_options([]).rate == 4e-4
+    assert meta_learn.read_options(["--preset", "paper"]).rate == 5e-5
+    assert meta_learn.read_options(["--preset", "paper"]).run == Path("runs/paper")
+
+
+def test_means_are_taken_over_the_steps_that_told_them() -> None:
+    assert meta_learn.averaged([{"a": 1.0}, {"a": 3.0, "b": 5.0}]) == {"a": 2.0, "b": 5.0}
 
 
 def test_a_run_folder_tells_what_was_done(

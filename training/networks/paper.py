@@ -52,7 +52,8 @@ class PaperOptions:
 
 
 def normed(layer: Layer) -> Layer:
-    """The layer under spectral norm."""
+    """The layer under spectral norm, begun orthogonal as in BigGAN: what passes through many of them does not fade."""
+    nn.init.orthogonal_(layer.weight)
     return spectral_norm(layer, eps=_EPSILON)  # type: ignore[return-value]  # the layer itself comes back
 
 
