@@ -8,9 +8,7 @@ chance, so that the network learns to distrust a reference that does not fit.
 from __future__ import annotations
 
 import functools
-import io
 import itertools
-import json
 import logging
 import tarfile
 from collections import defaultdict
@@ -30,6 +28,8 @@ from engine import geometry
 from engine.frames import Image, Points
 from engine.tracker import canonical_face
 from training.networks.face import alignment
+from training.shards import KeptFrame as KeptFrame
+from training.shards import NewerShardError, read_shard
 
 logger = logging.getLogger(__name__)
 
@@ -51,65 +51,27 @@ class Shot(Protocol):
     def matte(self, size_px: int) -> NDArray[np.uint8]: ...
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class KeptFrame:
-    """A `Shot` out of a shard, still compressed."""
-
-    clip: str
-    number: int
-    jpeg: bytes
-    matte_png: bytes
-    points: Points
-
-    def rgb(self) -> Image:
-        bgr = cv2.imdecode(np.frombuffer(self.jpeg, np.uint8), cv2.IMREAD_COLOR)
-        return np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), np.uint8)
-
-    def matte(self, size_px: int) -> NDArray[np.uint8]:
-        matte = cv2.imdecode(np.frombuffer(self.matte_png, np.uint8), cv2.IMREAD_GRAYSCALE)
-        return np.asarray(cv2.resize(matte, (size_px, size_px), interpolation=cv2.INTER_LINEAR), np.uint8)
-
-
 def load_shards(folder: Path, split: str) -> dict[str, dict[str, list[Shot]]]:
-    """person -> clip -> its shots in order.
+    """person -> clip -> its shots in order; a clip's name is its shard's path in the folder.
 
-    Raises `ValueError` when the folder has no shard of that split, or one that is damaged.
+    Raises `ValueError` when the folder has no shard of that split, or one that is damaged or of a newer format.
     """
     people: dict[str, dict[str, list[Shot]]] = defaultdict(dict)
-    for path in sorted(folder.glob("*.tar")):
+    for path in sorted(folder.rglob("*.tar")):
+        clip = path.relative_to(folder).as_posix().removesuffix(".tar")
         try:
-            person, shots = _read_shard(path, split)
+            person, frames = read_shard(path, split, clip)
+        except NewerShardError as error:
+            raise ValueError(str(error)) from error
         except (tarfile.TarError, OSError, EOFError, KeyError, TypeError, ValueError) as error:
             why = " ".join(str(error).split())
             remedy = "delete it and run python -m training.prepare again"
             raise ValueError(f"{path} is damaged ({why}): {remedy}") from error
-        if shots:
-            people[person][path.stem] = shots
+        if frames:
+            people[person][clip] = [*frames]
     if not people:
         raise ValueError(f"{folder} holds no shard of the split {split!r}: run python -m training.prepare first")
     return dict(people)
-
-
-def _read_shard(path: Path, split: str) -> tuple[str, list[Shot]]:
-    """Person and shots of one shard; no shots when it belongs to another split."""
-    with tarfile.open(path) as tar:
-        parts = {member.name: member for member in tar.getmembers()}
-
-        def read(name: str) -> bytes:
-            content = tar.extractfile(parts[name]) if name in parts else None
-            if content is None:
-                raise ValueError(f"it lacks {name}")
-            return content.read()
-
-        about = json.loads(read("clip.json"))
-        shots: list[Shot] = []
-        if about["split"] == split:
-            for name in sorted(parts):
-                if name.endswith(".jpg"):
-                    stem = name[:-4]
-                    points = np.load(io.BytesIO(read(stem + ".npy")), allow_pickle=False)
-                    shots.append(KeptFrame(path.stem, int(stem), read(name), read(stem + ".png"), points))
-        return about["person"], shots
 
 
 @dataclass(slots=True)
