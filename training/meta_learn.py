@@ -431,6 +431,11 @@ class PaperCourse:
 
     def load(self, path: Path) -> None:
         paper.load_checkpoint(self.state, path, self.device)
+        rates = (self.recipe.rate, self.recipe.critic_rate, self.recipe.critic_rate)
+        optimisers = (self.state.optimiser, self.state.critic_optimiser, self.state.column_optimiser)
+        for optimiser, rate in zip(optimisers, rates, strict=True):  # what is asked for now, not what was then
+            for group in optimiser.param_groups:
+                group["lr"] = rate
 
 
 # --- the command --------------------------------------------------------------------------------------------

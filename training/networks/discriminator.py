@@ -60,6 +60,10 @@ class Columns(nn.Module):
         return across.lookup(self.weight, index, self.ranks)
 
 
+PATCH_GAIN = 8.0
+"""The whole is summed over 16 places and speaks loudly; a patch is one of them, and spectral norm keeps it quiet."""
+
+
 @dataclass(frozen=True, slots=True)
 class CriticOptions:
     """Channels of `LiveCritic` at 1/4, 1/8, ... of the picture's side, and of its raster's network."""
@@ -120,4 +124,4 @@ class LiveCritic(nn.Module):
         pooled = F.relu(features[-1]).sum((2, 3))
         place = self.whole_place(placed[-1].mean((2, 3)))
         whole = self.whole_score(pooled)[:, 0] + (pooled * place).sum(1)
-        return Verdict(patches[:, 0].float(), whole.float(), features)
+        return Verdict(PATCH_GAIN * patches[:, 0].float(), whole.float(), features)

@@ -164,18 +164,18 @@ class Embedder(nn.Module):
 class AdaptiveBlock(nn.Module):
     """A residual block whose two instance norms take their scale and shift from the person (AdaIN); may double."""
 
-    def __init__(self, inputs: int, outputs: int, double: bool) -> None:
+    def __init__(self, inputs: int, outputs: int, doubles: bool) -> None:
         super().__init__()
-        self.double = double
+        self.doubles = doubles
         self.counts = [inputs, inputs, outputs, outputs]
         self.enter, self.leave = _conv(inputs, outputs), _conv(outputs, outputs)
-        self.skip = _conv(inputs, outputs, 1) if double else nn.Identity()
+        self.skip = _conv(inputs, outputs, 1) if doubles else nn.Identity()
 
     def forward(self, features: Tensor, coefficients: Tensor) -> Tensor:
         scale1, shift1, scale2, shift2 = coefficients.to(features.dtype).split(self.counts, 1)
         inner = F.relu(adain(features, scale1, shift1))
         skip = self.skip(features)
-        if self.double:
+        if self.doubles:
             inner, skip = F.interpolate(inner, scale_factor=2.0), F.interpolate(skip, scale_factor=2.0)
         inner = self.enter(inner)
         return skip + self.leave(F.relu(adain(inner, scale2, shift2)))
@@ -194,9 +194,9 @@ class Generator(nn.Module):
         down = options.widths(options.bottleneck_px)
         deep = down[-1]
         self.down = Downwards(3, down, options, norm=True)
-        self.deep = nn.ModuleList(AdaptiveBlock(deep, deep, double=False) for _ in range(options.residual_blocks))
+        self.deep = nn.ModuleList(AdaptiveBlock(deep, deep, doubles=False) for _ in range(options.residual_blocks))
         up = [deep, *reversed(down[:-1]), options.least_channels]
-        self.up = nn.ModuleList(AdaptiveBlock(a, b, double=True) for a, b in pairwise(up))
+        self.up = nn.ModuleList(AdaptiveBlock(a, b, doubles=True) for a, b in pairwise(up))
         self.attention = nn.ModuleDict()
         for number, width in enumerate(up[1:]):
             if options.bottleneck_px << (number + 1) == options.attention_up_px:
