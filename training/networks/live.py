@@ -30,7 +30,8 @@ TRUST = 4.0
 RESIDUAL = 0.5
 """Bound of what is added to the blend of warped photos, in a picture of -1..1."""
 TUNED = ("rise.weight", "rise.bias", "head.weight", "head.bias", "output.weight", "output.bias")
-"""What an avatar brings along beside its modulation: the layers that turn features into pixels (44 k numbers)."""
+TUNED += ("motion.leave.weight", "motion.leave.bias")
+"""What an avatar brings along beside its modulation: the layers that turn features into pixels and motion (55 k)."""
 PICTURE_CHANNELS = 4
 """Red, green, blue in -1..1 and the matte in 0..1."""
 
@@ -122,15 +123,18 @@ class MotionNet(nn.Module):
         self.up1 = nn.Sequential(_conv(2 * w, w), nn.ReLU(inplace=True))
         self.leave = _conv(w, count + 4)
 
-    def forward(self, seen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """-> masks of slot A `[N, MAP_COUNT, h, w]`, of slot B `[N, DETAIL_COUNT, h, w]`, residual `[N, 4, h, w]`."""
+    def forward(self, seen: Tensor, leave: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Masks and residual flow; `leave` are weight and bias of the last layer.
+
+        -> masks of slot A `[N, MAP_COUNT, h, w]`, of slot B `[N, DETAIL_COUNT, h, w]`, residual `[N, 4, h, w]`.
+        """
         first = self.enter(seen)
         second = self.down1(first)
         third = self.down2(second)
         deep = self.up3(F.interpolate(self.down3(third), scale_factor=2.0)) + third
         deep = self.up2(F.interpolate(deep, scale_factor=2.0)) + second
         deep = self.up1(F.interpolate(deep, scale_factor=2.0)) + first
-        leaving = self.leave(deep).float()
+        leaving = F.conv2d(deep, leave[0], leave[1], padding=1).float()
         masks_a = leaving[:, :MAP_COUNT].softmax(1)
         masks_b = leaving[:, MAP_COUNT : MAP_COUNT + DETAIL_COUNT].softmax(1)
         return masks_a, masks_b, 0.2 * torch.tanh(0.25 * leaving[:, MAP_COUNT + DETAIL_COUNT :])
@@ -272,7 +276,9 @@ class LiveGenerator(nn.Module):
         seen = seen.reshape(n, PICTURE_CHANNELS, count, h, h).reshape(n, PICTURE_CHANNELS * count, h, h)
         drawn = F.pixel_unshuffle(raster, 2)
         where = torch.stack([(tile == number).float() for number in (1, 2, 3)], 1)
-        masks_a, masks_b, residual = self.motion(torch.cat([seen, drawn, reference_raster, detail, where], 1))
+        weights = self.tuned_weights() if tuned is None else tuned
+        seen = torch.cat([seen, drawn, reference_raster, detail, where], 1)
+        masks_a, masks_b, residual = self.motion(seen, weights[6:])
         flow_a = (masks_a[..., None] * first).sum(1).permute(0, 3, 1, 2) + residual[:, :2]
         flow_b = (masks_b[..., None] * last).sum(1).permute(0, 3, 1, 2) + residual[:, 2:]
         flow = torch.stack([flow_a, flow_b], 1)
@@ -305,7 +311,6 @@ class LiveGenerator(nn.Module):
         deep = self.blocks[2](self.blocks[1](deep, modulations[1]), modulations[2])
         body = body + self.up(F.interpolate(deep, scale_factor=2.0))
         body = self.blocks[3](body, modulations[3])
-        weights = self.tuned_weights() if tuned is None else tuned
         risen = F.relu(F.pixel_shuffle(F.conv2d(body, weights[0], weights[1]), 2))
         packed = [F.pixel_unshuffle(look, 2) for look in (look_a, look_b * fine_detail)]
         half_detail = F.interpolate(detail, scale_factor=2.0, mode="bilinear", align_corners=False)
