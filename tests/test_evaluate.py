@@ -300,6 +300,46 @@ def test_somebody_else_drives_without_true_frames(face_photo: Image, make_face: 
     assert crossed.strip.shape == (3 * 256, 3 * 256, 3)
 
 
+def test_one_person_is_driven_by_another_beside_by_themselves(
+    tmp_path: Path,
+    face_photo: Image,
+    tiny_avatar: Avatar,
+    tiny_base: Base,
+    make_face: Callable[..., Face],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Both tables come of one avatar, whose clock runs on; who cannot drive is named."""
+    write_clip(tmp_path / "one.mp4", [face_photo] * 110)
+    write_clip(tmp_path / "two.mp4", [face_photo] * 35)
+    write_clip(tmp_path / "short.mp4", [face_photo] * 10)
+    taken = [evaluate.Taken(0, number, photo_of(face_photo, make_face())) for number in range(8)]
+    config = load()
+    render = replace(config.render, size_px=256, background="photo", motion="absolute")
+    config = replace(config, render=render)
+    times: list[float] = []
+
+    class Timed(evaluate.Shipped):
+        def __call__(self, frame: Frame, face: Face) -> Image:
+            times.append(face.time_s)
+            return super().__call__(frame, face)
+
+    made = {TRUTH: Made(evaluate.true_frame), TUNED: Made(Timed(tiny_avatar, tiny_base, config))}
+    monkeypatch.setattr(evaluate, "SFace", lambda: None)
+    monkeypatch.setattr(evaluate, "take_photos", lambda *_: taken)
+    monkeypatch.setattr(evaluate, "make_methods", lambda *_: made)
+    clips = {name: [tmp_path / f"{name}.mp4"] for name in ("one", "two", "short")}
+    options = Options("test", 0, 5, 0, 0, (8,), 2)
+    judge = cast(Judge, GreyJudge())
+    person = evaluate.evaluate_person("one", clips, ["two", "short"], [], config, judge, options)
+    assert list(person.results) == [SELF_8, CROSS_8]
+    assert person.skipped == {"cross, short": "short has no stretch in which a face was tracked throughout"}
+    crossed = person.results[CROSS_8]
+    assert crossed.about["drivers"] == ["two"]
+    assert list(crossed.scores) == [TUNED]
+    np.testing.assert_array_equal(crossed.real, person.results[SELF_8].real)
+    assert len(times) == 2 * STRETCH and times == sorted(times)
+
+
 def test_a_measure_missing_in_some_frames_is_averaged_over_the_others() -> None:
     assert evaluate.means([{"lost": 1.0}, {"lost": 0.0, "identity": 0.5}]) == {"lost": 0.5, "identity": 0.5}
 
