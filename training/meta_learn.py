@@ -17,11 +17,11 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TextIO, TypeVar
 
 import cv2
 import numpy as np
@@ -316,7 +316,7 @@ class Course(Protocol, Generic[Batch]):
     def load(self, path: Path) -> None: ...
 
 
-def drawing_seconds(draw_one: Any, count: int = 4) -> float:
+def drawing_seconds(draw_one: Callable[[int], object], count: int = 4) -> float:
     """How long one process takes to draw an episode."""
     draw_one(0)
     began = time.perf_counter()
@@ -575,7 +575,7 @@ def averaged(told: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {name: float(np.mean(values)) for name, values in sums.items()}
 
 
-def keep(course: Course[Any], checkpoint: Path, stats: Any | None, folder: Path) -> None:
+def keep(course: Course[Any], checkpoint: Path, stats: TextIO | None, folder: Path) -> None:
     """Checkpoint (every rank has its part in it), and from the first rank validation and pictures."""
     course.save(checkpoint)
     if stats is not None:
