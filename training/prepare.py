@@ -604,7 +604,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/shards"))
     parser.add_argument("--every", type=int, default=5, help="keep one frame in so many")
     parser.add_argument("--size-px", type=int, default=256)
-    parser.add_argument("--min-frames", type=int, default=5, help="a shot with fewer frames to keep is left out")
+    parser.add_argument("--min-frames", type=int, default=4, help="a shot with fewer frames to keep is left out")
     parser.add_argument("--limit", type=int, help="only the first so many videos of SOURCE")
     parser.add_argument("--test-share", type=float, default=0.1, help="of the people, where SOURCE gives no split")
     parser.add_argument("--licence", default="unstated", help="recorded in every shard; a licence.txt beside or above "
