@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +21,7 @@ from engine import avatar as avatars
 from engine.avatar import MAX_FILE_BYTES, Avatar, AvatarError, Reference
 from engine.base import Base
 from engine.config import Config, load
+from engine.frames import Face
 from engine.motion import neutrality
 from tests.clips import DEMO
 from training import enrol as enrolling
@@ -203,7 +204,17 @@ def test_one_photo_needs_nobody_to_compare_with(monkeypatch: pytest.MonkeyPatch)
     assert photo.verdict == "accepted"
 
 
-def test_the_most_are_kept_that_differ_most(monkeypatch: pytest.MonkeyPatch, checked: list[CheckedPhoto]) -> None:
+def test_of_many_photos_those_are_kept_that_stand_for_the_others(
+    checked: list[CheckedPhoto], make_face: Callable[..., Face]
+) -> None:
+    """Twenty frames near three poses and one odd one: three photos stand for the three poses."""
+    poses = [0.0] * 8 + [20.0] * 6 + [-20.0] * 5 + [3.0]
+    told = [make_face(yaw_deg=yaw + 0.3 * number % 1) for number, yaw in enumerate(poses)]
+    many = [replace(checked[0], name=str(yaw), face=face) for yaw, face in zip(poses, told, strict=True)]
+    assert {photo.name for photo in enrolling.spread(many, 3)} == {"0.0", "20.0", "-20.0"}
+
+
+def test_spread_begins_with_the_most_neutral_and_keeps_its_order(checked: list[CheckedPhoto]) -> None:
     order = enrolling.spread(checked, 4)
     assert {id(photo) for photo in order} == {id(photo) for photo in checked}
     assert order[0].name == "01.jpg", "the most neutral comes first"
@@ -253,6 +264,18 @@ def test_the_held_back_photo_is_never_trained_on(
         assert target is not held
         assert held not in support
         assert target not in support
+
+
+def test_of_six_photos_two_are_held_back(
+    shots: list[PersonShot], tiny_base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    six = [*shots, *(replace(shot, number=10 + shot.number) for shot in shots[:2])]
+    _, tuning, drawn = tuned_with(six, tiny_base, monkeypatch, 4)
+    assert tuning is not None
+    held = [target for target, _ in drawn[:2]]
+    assert [shot.number for shot in held] == [six[3].number, six[4].number]
+    for target, support in drawn[2:]:
+        assert not any(shot is one for shot in held for one in (target, *support))
 
 
 def test_the_better_of_before_and_after_is_kept(
