@@ -12,6 +12,7 @@ import av
 import cv2
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -24,6 +25,8 @@ from engine.renderer import Renderer
 from training import evaluate, tables
 from training.evaluate import APART_S, MEASURED, STRETCH, Made, Options
 from training.measures import Floats, Judge, kernel_distance
+from training.networks.content import PIXELS
+from training.paper import PRESETS, Recipe, make_state, save_checkpoint
 from training.photos import CheckedPhoto
 from training.tables import NEAREST, OWN, TRUTH, TUNED, UNTUNED, WHOLE_HEAD, Person, Result, Which
 
@@ -190,6 +193,25 @@ def test_understudy_is_made_twice_through_its_file(
     np.testing.assert_array_equal(pictures[0], pictures[1])
     assert pictures[0].shape == (tiny_base.size_px, tiny_base.size_px, 3)
     assert (made["tiny"].enrol_s or 0) > 0 and made[OWN].enrol_s is None
+
+
+def test_the_papers_rows(tmp_path: Path, face_photo: Image, make_face: Callable[..., Face]) -> None:
+    state = make_state(PRESETS["paper-tiny"], ["one", "two"], Recipe(), torch.device("cpu"))
+    save_checkpoint(state, tmp_path / "checkpoint.pt")
+    make = evaluate.zakharov(tmp_path / "checkpoint.pt", [PIXELS], epochs=2)
+    photo = photo_of(face_photo, make_face())
+    about: dict[str, Any] = {}
+    made = make([photo, photo], load(), about)
+    assert list(made) == ["Zakharov et al. 2019, feed-forward", "Zakharov et al. 2019"]
+    assert about["tuning"]["Zakharov et al. 2019"]["epochs"] == 2
+    face = make_face(size_px=(256, 256))
+    plain, tuned = (one.draw(Frame(face_photo, 0.0), face) for one in made.values())
+    assert plain.shape == tuned.shape == (256, 256, 3)
+    assert plain.dtype == np.uint8
+    assert (plain != tuned).any(), "two steps have moved something"
+    turned = made[evaluate.PAPER].draw(Frame(face_photo, 0.0), make_face(yaw_deg=30, size_px=(256, 256)))
+    assert (turned != tuned).any(), "it draws the landmarks, not the frame"
+    assert (made[evaluate.PAPER].enrol_s or 0) > (made["Zakharov et al. 2019, feed-forward"].enrol_s or 0)
 
 
 # --- one person ---

@@ -42,6 +42,7 @@ from typing import Any, Protocol
 import av
 import cv2
 import numpy as np
+import torch
 from av.error import FFmpegError
 from numpy.typing import NDArray
 
@@ -57,10 +58,13 @@ from engine.references import Ceiling, front_reference
 from engine.renderer import Generator, Renderer, Stream, avatar_face
 from engine.tracker import Tracker, canonical_face, fit_pose
 from training import photos
-from training.enrol import build, spread
+from training.enrol import PersonShot, build, spread
+from training.episodes import raster_tensor
 from training.identity import SFace
 from training.matte import Matte
 from training.measures import Floats, Judge, flicker, following, restlessness, stance
+from training.networks.content import Content, ContentTerm, chosen_terms
+from training.paper import FineTuning, TunedPortrait, develop, fine_tune_paper, load_paper
 from training.photos import CheckedPhoto
 from training.tables import DRIVER, NEAREST, OWN, TRUTH, TUNED, UNTUNED, WHOLE_HEAD, Person, Result, Which, write
 
@@ -69,6 +73,7 @@ logger = logging.getLogger(__name__)
 Mask = NDArray[np.bool_]
 
 SIZE_PX = 256
+PAPER = "Zakharov et al. 2019"
 APART_S = 2.0
 PHOTO_SHARE = 0.4
 CANDIDATES = 40
@@ -349,6 +354,51 @@ def understudy(base: Base, name: str, own: bool = False) -> Maker:
         if own:
             methods[OWN] = Made(OwnBackground(tuned.renderer.generator))
         return methods
+
+    return make
+
+
+def zakharov(checkpoint: Path, terms: Sequence[ContentTerm], epochs: int) -> Maker:
+    """A maker: the preset `paper` (`training.paper`) feed-forward and fine-tuned, on CUDA where there is one.
+
+    Raises `ValueError` when the checkpoint is another preset's.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    portrait, discriminator = load_paper(checkpoint, device)
+    content = Content(terms).to(device)
+    size = portrait.options.size_px
+
+    def make(taken: Sequence[CheckedPhoto], config: Config, about: dict[str, Any]) -> dict[str, Made]:
+        began = time.monotonic()
+        shots = []
+        for number, photo in enumerate(taken):
+            assert photo.rgb is not None and photo.face is not None
+            cropped = photos.crop(photo.rgb, photo.face, size)
+            shots.append(PersonShot("photos", number, cropped.rgb, np.zeros((size, size), np.uint8), cropped.points))
+        told = [develop(shot, size) for shot in shots]
+        pictures, rasters, placed = (torch.stack(part).to(device) for part in zip(*told, strict=True))
+        with torch.no_grad():
+            generator = portrait.generator
+            plain = TunedPortrait(generator, generator.project(portrait.embedder(pictures[None], rasters[None])))
+        plain_s = time.monotonic() - began
+        tuning = FineTuning(epochs=epochs)
+        bf16 = device.type == "cuda"
+        tuned = fine_tune_paper(portrait, discriminator, pictures, rasters, placed, content, tuning, bf16)
+        about.setdefault("tuning", {})[PAPER] = {"epochs": epochs, "device": str(device)}
+
+        def method(own: TunedPortrait) -> Method:
+            def draw(frame: Frame, face: Face) -> Image:
+                target = geometry.to_crop_units(face.points, face.size_px[0])
+                drawn = own.draw(raster_tensor(geometry.raster(target))[None].to(device))[0]
+                rgb = ((drawn.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).cpu().numpy()
+                return rgb if size == SIZE_PX else np.asarray(cv2.resize(rgb, (SIZE_PX, SIZE_PX)), np.uint8)
+
+            return draw
+
+        return {
+            f"{PAPER}, feed-forward": Made(method(plain), plain_s),
+            PAPER: Made(method(tuned), time.monotonic() - began),
+        }
 
     return make
 
@@ -695,6 +745,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--compare", action="append", default=[], metavar="FOLDER[=NAME]", help="another base; may be repeated"
     )
+    parser.add_argument("--paper", type=Path, help="checkpoint of the preset paper: two more rows")
+    parser.add_argument("--paper-epochs", type=int, default=40, help="of its fine-tuning")
     parser.add_argument("--out", type=Path, default=Path("runs/evaluate"))
     parser.add_argument("--people", type=int, default=0, help="how many, drawn by the seed; 0 = all")
     parser.add_argument("--frames", type=int, default=40, help="measured frames of each person (and of each driver)")
@@ -712,7 +764,8 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         bases = read_bases(told.base, told.compare)
         options = Options(told.split, told.people, told.frames, told.clips, told.seed, told.shots, told.cross)
-        evaluate(told.folder, bases, config, told.out, options)
+        makers = [zakharov(told.paper, chosen_terms(), told.paper_epochs)] if told.paper else []
+        evaluate(told.folder, bases, config, told.out, options, makers)
     except (ValueError, OSError) as error:
         parser.exit(1, f"{error}\n")
     logger.info("%s", (told.out / "evaluate.md").read_text(encoding="utf-8"))
