@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import socket
@@ -247,6 +248,19 @@ def test_workers_change_nothing(shards: Path) -> None:
     _, videos = paper_state(shards, Ranks())
     alone, drawn = (next(across.batches(videos, FewShot, 2, CPU, 5, workers)).target for workers in (0, 1))
     assert torch.equal(alone, drawn)
+
+
+def test_workers_outlast_what_stops_the_whole_group(shards: Path) -> None:
+    """A scheduler sends SIGTERM to every process; the parent must live to save."""
+    episodes = Episodes(load_shards(shards, "train"), seed=3)
+    source = across.batches(episodes, Sample, 2, CPU, workers=1)
+    next(source)
+    (worker,) = multiprocessing.active_children()
+    assert worker.pid is not None
+    os.kill(worker.pid, signal.SIGTERM)
+    for sample in islice(source, 8):  # more than was ready beforehand
+        assert sample.target.isfinite().all()
+    assert worker.is_alive()
 
 
 def test_gradients_travel_in_buckets(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import signal
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -204,6 +205,13 @@ class _Numbers:
         return numbers(self.batch, self.first, self.ranks)
 
 
+def _outlast_signals(worker: int) -> None:
+    """What stops a whole group of processes (Ctrl-C, a scheduler's SIGTERM) leaves the workers to their parent, which
+    saves first; without this a worker's end would end the parent in the middle of a step."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def batches(
     episodes: Dataset[Episode],
     kind: Callable[..., Episode],
@@ -228,6 +236,7 @@ def batches(
         num_workers=workers,
         collate_fn=_Stacked(kind),
         prefetch_factor=4 if workers else None,
+        worker_init_fn=_outlast_signals if workers else None,
         pin_memory=device.type == "cuda",
     )
     if device.type == "cuda":
