@@ -260,11 +260,15 @@ def describe(points: Floats) -> dict[str, Floats]:
 
 
 def misfit(target: dict[str, Floats], reference: dict[str, Floats]) -> Floats:
-    """How badly a reference serves each zone of the target: `[3]` in the order of `ZONES`, 0 is perfect."""
+    """How badly a reference serves each zone of the target: `[3]` in the order of `ZONES`, 0 is perfect.
+
+    A mouth that is too open can be closed; one that is too closed has nothing to show between the lips.
+    """
     pose = float(np.linalg.norm(target["rest"] - reference["rest"]))
     eyes = float(np.linalg.norm(target["eyes"] - reference["eyes"]))
     mouth = float(np.linalg.norm(target["mouth"] - reference["mouth"]))
-    return np.array([pose, eyes + 0.7 * pose, mouth + 0.7 * pose], np.float32)
+    closed = max(float(target["mouth"][0] - reference["mouth"][0]), 0.0)
+    return np.array([pose, eyes + 0.7 * pose, mouth + 0.6 * closed + 0.7 * pose], np.float32)
 
 
 def whole_misfit(

@@ -356,3 +356,11 @@ def test_trust_is_for_eyes_and_mouths_of_another_kind() -> None:
     assert geometry.trust(still, shut, [shut, still, shut]).tolist() == [0, 1, 0], "slot A blinks, the driver does not"
     turned = still | {"rest": np.array([2, 0, 0], np.float32)}
     assert geometry.trust(turned, still, [turned] * 3)[0] == 0, "the rest holds the background too"
+
+
+def test_a_closed_mouth_serves_an_open_one_worse_than_the_other_way_round(make_face: Callable[..., Face]) -> None:
+    """Between closed lips there is nothing to show; parted ones can be brought together."""
+    closed, parted = (geometry.describe(make_face(mouth_open_cm=gap).points) for gap in (0, 1))
+    opening, closing = geometry.misfit(parted, closed), geometry.misfit(closed, parted)
+    assert opening[2] > 1.3 * closing[2]
+    assert np.allclose(opening[:2], closing[:2])
