@@ -112,23 +112,18 @@ def check_photos(
 
 
 def spread(usable: list[CheckedPhoto], count: int) -> list[CheckedPhoto]:
-    """Up to `count` photos that together are nearest to all of them, the most neutral first.
-
-    Greedy facility location (Nemhauser et al. 1978): each next photo is the one that brings the most of the others
-    nearer to a chosen one. Taking the most unlike instead (farthest points) collects the odd ones of a video.
-    """
+    """Up to `count` photos, each the one least like those before it, the most neutral first (farthest-point order)."""
     told = [geometry.describe(photo.face.points) for photo in usable if photo.face is not None]
-    apart = np.zeros((len(told), len(told)), np.float32)
-    for part in told[0]:
-        vectors = np.stack([one[part] for one in told])
-        apart += np.linalg.norm(vectors[:, None] - vectors[None], axis=2)
-    chosen = [int(np.argmin([neutrality(photo.face) for photo in usable if photo.face is not None]))]
-    nearest = apart[:, chosen[0]]
+    first = int(np.argmin([neutrality(photo.face) for photo in usable if photo.face is not None]))
+    chosen = [first]
+    distance = np.full(len(usable), np.inf)
     while len(chosen) < min(count, len(usable)):
-        gain = np.maximum(nearest[:, None] - apart, 0).sum(0)
-        gain[chosen] = -1
-        chosen.append(int(gain.argmax()))
-        nearest = np.minimum(nearest, apart[:, chosen[-1]])
+        last = told[chosen[-1]]
+        distance = np.minimum(
+            distance, [sum(float(np.linalg.norm(last[part] - one[part])) for part in last) for one in told]
+        )
+        distance[chosen] = -1
+        chosen.append(int(distance.argmax()))
     return [usable[index] for index in chosen]
 
 
@@ -269,7 +264,7 @@ def fine_tune(
     if len(shots) < _LEAST_TO_TUNE or budget_s <= 0:
         return None
     size = person.generator.options.size_px
-    # Shots come in the order of `spread`: the last ones are the easiest, so those from the middle are held back.
+    # Shots come in farthest-point order: the last ones are the easiest, so those from the middle are held back.
     learning = list(shots)
     held = [learning.pop(len(shots) // 2) for _ in range(2 if len(shots) >= _ENOUGH_FOR_TWO else 1)]
     still = join([still_episode(shot, learning, size) for shot in held])
