@@ -50,7 +50,8 @@ class ReferenceChooser:
         `cuts`: where the upper edge cuts their hair (`cut_edge`).
         """
         self._points = np.stack(points)
-        self._cuts = [None] * len(points) if cuts is None else list(cuts)
+        self._cut = np.array([number for number, cut in enumerate(cuts or ()) if cut is not None], np.int64)
+        self._cuts = np.stack([cut for cut in cuts or () if cut is not None]) if len(self._cut) else None
         self._strangeness = np.zeros(len(points), np.float32) if strangeness is None else strangeness
         self._softness = np.zeros(len(points), np.float32) if softness is None else softness
         self._told = [geometry.describe(one) for one in points]
@@ -102,9 +103,10 @@ class ReferenceChooser:
         misfits[:, 1:] = [geometry.misfit(told, one) for one in self._told]
         misfits[:, :2] += self._strangeness[:, None]
         misfits += self._softness[:, None]
-        for number, cut in enumerate(self._cuts):
-            if cut is not None:
-                misfits[number, 0] += 8 * max(_sunk(cut, self._points[number], target), 0.0)
+        if self._cuts is not None:
+            back = geometry.head_similarity(target, self._points[self._cut])
+            ends = np.linalg.solve(back[:, None, :, :2], (self._cuts - back[:, None, :, 2])[..., None])[..., 1, 0]
+            misfits[self._cut, 0] += 8 * np.maximum(ends.max(1) + 1.0, 0.0)
         return misfits
 
 
