@@ -79,6 +79,14 @@ def to_crop_units(points_px: Floats, size_px: float) -> Floats:
     return scaled
 
 
+def pixel_map(matrix: Floats, size_px: int) -> Floats:
+    """An affine map `[2, 3]` in crop units -> the same in pixel centres of a square picture, as OpenCV warps by."""
+    rim = np.float32(1 / size_px - 1)  # u = (2 i + 1) / size - 1 on both sides
+    moved = matrix.copy()
+    moved[:, 2] = (matrix[:, 2] + matrix[:, :2].sum(1) * rim - rim) * np.float32(size_px / 2)
+    return moved
+
+
 def _polygon(points: Floats, indices: list[int], size_px: int) -> NDArray[np.int32]:
     return np.round(((points[indices, :2] + 1.0) * (size_px / 2) - 0.5) * 16).astype(np.int32)
 

@@ -3,7 +3,7 @@
 Slot A shows one reference as a whole. Slot B has three zones (rest, eyes, mouth), each with a reference of its own.
 When another reference fits a zone clearly better, the zone is faded out (slot A shows through), changes its
 reference unseen, and is faded in again. When another one fits the whole better, slot A changes at once, and `Dissolve`
-hides the step: no picture ever jumps, and no frame costs more than two references.
+hides the step: no picture ever jumps, and only the frame of such a change is drawn twice.
 """
 
 from __future__ import annotations
@@ -143,10 +143,7 @@ class Dissolve:
             return drawn
         share = share * share * (3 - 2 * share)
         size = self._size_px
-        back = geometry.head_similarity(target, self._target[None])[0]
-        # From crop units to pixel centres: u = (2 i + 1) / size - 1 on both sides.
-        rim = np.float32(1 / size - 1)
-        back[:, 2] = (back[:, 2] + back[:, :2].sum(1) * rim - rim) * (size / 2)
+        back = geometry.pixel_map(geometry.head_similarity(target, self._target[None])[0], size)
         way = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
         for one, difference, buffer in zip(drawn, self._difference, self._buffers, strict=True):
             left = cv2.warpAffine(difference, back, (size, size), flags=way, borderMode=cv2.BORDER_REPLICATE)

@@ -133,7 +133,7 @@ def print_enrolment(result: object) -> None:
     if "lpips_before" in checks:
         distance = f"LPIPS {checks['lpips_before']} -> {checks['lpips_after']}"
         likeness = f"identity {checks['identity_before']} -> {checks['identity_after']}"
-        print(f"fine-tuned in {checks['steps']} steps; the photo held back: {distance}, {likeness}")
+        print(f"fine-tuned in {checks['steps']} steps; photos held back: {distance}, {likeness}")
     elif len(result.avatar.references) < 3:
         print("not fine-tuned: that takes three photos or more")
     else:

@@ -95,7 +95,7 @@ def _tell(
                 f"{what} {checks.get(what + '_before', '-')} -> {checks.get(what + '_after', '-')}"
                 for what in ("lpips", "identity")
             )
-            + " on the photo held back",
+            + " on photos held back",
         ),
         ("drawn", f"{done.frames} frames of 512 px, {done.backend}"),
         (

@@ -15,17 +15,16 @@ from av.container import InputContainer
 from av.error import FFmpegError, InvalidDataError
 from av.stream import Disposition
 from av.video.frame import VideoFrame
-from av.video.reformatter import Colorspace
 from av.video.stream import VideoStream
 
-from engine.frames import Frame, Image
+from engine.frames import Frame
+from engine.upright import upright
 
 log = logging.getLogger(__name__)
 
 _STILL_FORMATS = ("image2", "_pipe")  # FFmpeg's names for a lone picture
 _TEXT_CODECS = {"ansi", "bintext", "xbin", "idf"}  # FFmpeg would happily render a text file as a terminal
 _PLAUSIBLE_FPS = (1.0, 250.0)
-_UNSPECIFIED = 2  # ISO/IEC 23091-2: the file does not say which matrix its YUV is in
 
 
 class Source(Protocol):
@@ -69,7 +68,7 @@ class Clip:
             first = next(self._decode(container, stream), None)
             if first is None:
                 raise ValueError(f"{self.path} holds no picture that can be decoded")
-            height, width = _upright(first, stream).shape[:2]
+            height, width = upright(first, stream.sample_aspect_ratio).shape[:2]
             self.size_px: tuple[int, int] = (width, height)
             self.trouble = None
             declared_s = _declared_duration_s(container, stream)
@@ -91,7 +90,7 @@ class Clip:
                 time_s = count / self.fps if picture.time is None else picture.time - self._start_s
                 if count and time_s <= last_s:  # broken stamps: keep the order the decoder gave
                     time_s = last_s + 1e-3
-                yield Frame(_upright(picture, stream), time_s)
+                yield Frame(upright(picture, stream.sample_aspect_ratio), time_s)
                 count, last_s = count + 1, time_s
         finally:
             container.close()
@@ -187,33 +186,3 @@ def _declared_duration_s(container: InputContainer, stream: VideoStream) -> floa
     if stream.duration is not None and stream.time_base is not None:
         return float(stream.duration * stream.time_base)
     return container.duration / av.time_base if container.duration is not None else None
-
-
-def _upright(picture: VideoFrame, stream: VideoStream) -> Image:
-    """The picture as it is meant to be seen, `[H, W, 3]` RGB."""
-    width = picture.width
-    aspect = stream.sample_aspect_ratio
-    if aspect and aspect > 0:
-        width = max(1, round(width * float(aspect)))
-    # Untagged pictures: players take BT.709 from 720 lines on and BT.601 below.
-    untagged_hd = picture.colorspace == _UNSPECIFIED and picture.height >= 720
-    rgb = picture.reformat(
-        width=width, format="rgb24", src_colorspace=Colorspace.ITU709 if untagged_hd else None
-    ).to_ndarray()
-    across, down = _display_axes(picture)
-    if across[0] == 0:  # a quarter turn: the stored x axis is shown vertically
-        rgb = rgb.transpose(1, 0, 2)
-        across, down = down, across
-    rgb = rgb[:: -1 if down[1] < 0 else 1, :: -1 if across[0] < 0 else 1]
-    return np.ascontiguousarray(rgb, np.uint8)
-
-
-def _display_axes(picture: VideoFrame) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Where the stored x axis and y axis point on the screen, as signs, from the display matrix."""
-    matrix = picture.side_data.get("DISPLAYMATRIX")
-    if matrix is None:
-        return (1, 0), (0, 1)
-    a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5].astype(float)
-    if abs(b) > abs(a):
-        return (0, int(np.sign(b))), (int(np.sign(c)) or 1, 0)
-    return (int(np.sign(a)) or 1, 0), (0, int(np.sign(d)) or 1)

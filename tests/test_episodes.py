@@ -25,16 +25,17 @@ from training.episodes import (
     Shot,
     _mirrored,
     _moved,
-    batches,
     choose,
     collate,
     load_shards,
     mirror_table,
     rarity,
 )
+from training.ranks import batches
 
 MakeFace = Callable[..., Face]
 SIZE = 256
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,13 +184,13 @@ def test_an_episode_depends_on_seed_and_number_alone(people: People) -> None:
 
 def test_a_stream_can_be_entered_anywhere(people: People) -> None:
     episodes = Episodes(people, seed=1)
-    batch = next(iter(batches(episodes, 2, first=3)))
+    batch = next(batches(episodes, Sample, 2, CPU, first=3))
     assert same(batch, collate([episodes[6], episodes[7]]))
 
 
 def test_workers_change_nothing(people: People) -> None:
     episodes = Episodes(people, seed=2)
-    alone, shared = iter(batches(episodes, 1)), iter(batches(episodes, 1, workers=2))
+    alone, shared = (batches(episodes, Sample, 1, CPU, workers=workers) for workers in (0, 2))
     for _ in range(3):
         assert same(next(alone), next(shared))
 

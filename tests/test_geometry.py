@@ -358,6 +358,17 @@ def test_trust_is_for_eyes_and_mouths_of_another_kind() -> None:
     assert geometry.trust(turned, still, [turned] * 3)[0] == 0, "the rest holds the background too"
 
 
+def test_a_pixel_map_warps_as_the_crop_units_say() -> None:
+    """Against the definition: pixel centre i lies at (2 i + 1) / size - 1."""
+    matrix = np.array([[0.9, -0.2, 0.1], [0.15, 1.1, -0.05]], np.float32)
+    size, place = 64, np.array([10.0, 37.0])
+    units = (2 * place + 1) / size - 1
+    expected = ((matrix[:, :2] @ units + matrix[:, 2] + 1) * size - 1) / 2
+    made = geometry.pixel_map(matrix, size)
+    assert np.allclose(made[:, :2] @ place + made[:, 2], expected, atol=1e-4)
+    assert np.allclose(geometry.pixel_map(np.eye(2, 3, dtype=np.float32), size), np.eye(2, 3), atol=1e-6)
+
+
 def test_a_closed_mouth_serves_an_open_one_worse_than_the_other_way_round(make_face: Callable[..., Face]) -> None:
     """Between closed lips there is nothing to show; parted ones can be brought together."""
     closed, parted = (geometry.describe(make_face(mouth_open_cm=gap).points) for gap in (0, 1))

@@ -15,8 +15,9 @@ import torch
 
 from tests.test_episodes import write_shard
 from training import meta_learn, paper
-from training.episodes import Episodes, Sample, batches, load_shards
+from training.episodes import Episodes, Sample, load_shards
 from training.meta_learn import PRESETS, State, learning_rate, load_checkpoint, make_state, save_checkpoint, train_step
+from training.ranks import batches
 
 CPU = torch.device("cpu")
 PAPER_STEP = paper.train_step
@@ -33,7 +34,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def batch(shards: Path) -> Sample:
-    return next(iter(batches(Episodes(load_shards(shards, "train")), 1)))
+    return next(batches(Episodes(load_shards(shards, "train")), Sample, 1, CPU))
 
 
 @pytest.fixture

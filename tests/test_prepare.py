@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from engine.frames import Image, Points
+from engine.upright import upright
 from plugin.webcam import Clip
 from tests.clips import demo_photo, person_clip, person_frames, write_clip
 from tests.conftest import landmarks
@@ -33,7 +34,6 @@ from training.prepare import (
     in_processes,
     main,
     split_of,
-    upright,
 )
 from training.shards import VERSION, ShardWriter
 
@@ -199,12 +199,19 @@ def test_a_split_is_for_ever() -> None:
 
 
 def test_pictures_are_turned_as_the_player_shows_them(tmp_path: Path, clip: Path) -> None:
-    for matrix in ((0, 1, -1, 0), (-1, 0, 0, -1), (0, -1, 1, 0)):
+    plain = upright(*next(prepare._decode(clip)))
+    assert np.array_equal(plain, next(iter(Clip(clip))).rgb)
+    due = {
+        (0, 1, -1, 0): np.rot90(plain, -1),
+        (-1, 0, 0, -1): np.rot90(plain, 2),
+        (0, -1, 1, 0): np.rot90(plain),
+        (-1, 0, 0, 1): plain[:, ::-1],
+    }
+    for matrix, shown in due.items():
         turned = tmp_path / "turned.mp4"
         turned.write_bytes(clip.read_bytes())
         set_display_matrix(turned, *matrix)
-        shown = next(iter(Clip(turned))).rgb
-        assert np.array_equal(upright(*next(prepare._decode(turned))), shown)
+        assert np.array_equal(upright(*next(prepare._decode(turned))), shown), matrix
 
 
 # --- shots --------------------------------------------------------------------------------------------------

@@ -306,7 +306,7 @@ def fine_tune(
         with torch.autocast("cpu", torch.bfloat16):
             drawn = person.draw(sample)
             terms = losses.reconstruction(drawn, sample.target, sample.detail, sample.background, sample.focus)
-            del terms["warp"]  # the motion is not tuned
+            del terms["warp"]  # what each slot shows alone is of no account here, only the picture
             crop = 160
             corner = (
                 int(rng.integers(0, size - crop + 1)),

@@ -8,7 +8,6 @@ chance, so that the network learns to distrust a reference that does not fit.
 from __future__ import annotations
 
 import functools
-import itertools
 import logging
 import tarfile
 from collections import defaultdict
@@ -22,12 +21,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from engine import geometry
 from engine.frames import Image, Points
 from engine.tracker import canonical_face
 from training.networks.face import alignment
+from training.ranks import Stacked
 from training.shards import KeptFrame as KeptFrame
 from training.shards import NewerShardError, read_shard
 
@@ -97,7 +97,13 @@ class Sample:
 
 
 def collate(samples: list[Sample]) -> Sample:
-    return Sample(**{name: torch.stack([getattr(sample, name) for sample in samples]) for name in Sample.__slots__})
+    return Sample(**Stacked(Sample)(samples))
+
+
+def to_image(rgb: Tensor) -> Image:
+    """`[3, H, W]`, cut to -1..1 -> `[H, W, 3]`."""
+    levels = ((rgb.float().clamp(-1, 1) + 1) * 127.5).round().byte()
+    return np.asarray(levels.permute(1, 2, 0).cpu().numpy(), np.uint8)
 
 
 def picture_tensor(rgb: Image, matte: NDArray[np.uint8]) -> Tensor:
@@ -301,17 +307,3 @@ class Episodes(Dataset[Sample]):
             focus=torch.from_numpy(focus[None].astype(np.float32) / 255),
             placed=torch.from_numpy(alignment((target_points + np.array([1, 1, 0], np.float32)) * (size / 2), size)),
         )
-
-
-def batches(episodes: Episodes, size: int, first: int = 0, workers: int = 0) -> DataLoader[Sample]:
-    """Batches without end, from number `first` on: batch k holds the same episodes however many workers draw it."""
-    if workers:
-        cv2.setNumThreads(1)  # a worker that is forked beside OpenCV's threads would wait for them for ever
-    return DataLoader(
-        episodes,
-        size,
-        sampler=itertools.count(first * size),
-        num_workers=workers,
-        collate_fn=collate,
-        prefetch_factor=4 if workers else None,
-    )

@@ -59,7 +59,7 @@ from engine.renderer import Generator, Renderer, Stream, avatar_face
 from engine.tracker import Tracker, canonical_face, fit_pose
 from training import photos
 from training.enrol import PersonShot, build, spread
-from training.episodes import raster_tensor
+from training.episodes import raster_tensor, to_image
 from training.identity import SFace
 from training.matte import Matte
 from training.measures import Floats, Judge, flicker, following, restlessness, stance
@@ -275,11 +275,10 @@ class NearestPhoto:
         size = rgb.shape[0]
         target = geometry.to_crop_units(face.points, size)
         matrix = geometry.head_similarity(target, geometry.to_crop_units(self._points[nearest : nearest + 1], size))[0]
-        # From crop units to pixel centres: u = (2 i + 1) / size - 1 on both sides.
-        rim = 1 / size - 1
-        matrix[:, 2] = (matrix[:, 2] + matrix[:, :2] @ np.array([rim, rim], np.float32) - rim) * (size / 2)
         way = cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP
-        moved = cv2.warpAffine(rgb, matrix, (size, size), flags=way, borderMode=cv2.BORDER_REPLICATE)
+        moved = cv2.warpAffine(
+            rgb, geometry.pixel_map(matrix, size), (size, size), flags=way, borderMode=cv2.BORDER_REPLICATE
+        )
         return np.asarray(moved, np.uint8)
 
 
@@ -390,7 +389,7 @@ def zakharov(checkpoint: Path, terms: Sequence[ContentTerm], epochs: int) -> Mak
             def draw(frame: Frame, face: Face) -> Image:
                 target = geometry.to_crop_units(face.points, face.size_px[0])
                 drawn = own.draw(raster_tensor(geometry.raster(target))[None].to(device))[0]
-                rgb = ((drawn.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).cpu().numpy()
+                rgb = to_image(drawn)
                 return rgb if size == SIZE_PX else np.asarray(cv2.resize(rgb, (SIZE_PX, SIZE_PX)), np.uint8)
 
             return draw

@@ -32,7 +32,7 @@ from torch import Tensor
 from training import adversarial, losses, paper
 from training import ranks as across
 from training.adversarial import Adversary, AdversaryOptions
-from training.episodes import Episodes, Sample, Shot, load_shards
+from training.episodes import Episodes, Sample, Shot, load_shards, to_image
 from training.networks.content import PIXELS, Content, chosen_terms
 from training.networks.discriminator import CriticOptions
 from training.networks.face import FaceFeatures
@@ -233,10 +233,6 @@ def teach_adversary(
 ) -> tuple[dict[str, float], bool]:
     fake = shown_to_critic(sample, rgb)
     return adversarial.teach(adversary, fake, sample.target[:, :3], sample.raster, bf16, ranks)
-
-
-def to_image(tensor: Tensor) -> np.ndarray:
-    return ((tensor.float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).cpu().numpy()
 
 
 @torch.no_grad()

@@ -23,7 +23,7 @@ from torch.utils.data import Dataset
 from engine import geometry
 from training import losses
 from training import ranks as across
-from training.episodes import Shot, raster_tensor
+from training.episodes import Shot, raster_tensor, to_image
 from training.networks.content import Content
 from training.networks.discriminator import Columns, Discriminator
 from training.networks.face import alignment
@@ -380,9 +380,8 @@ def sample_sheet(state: PaperState, shots: FewShot) -> NDArray[np.uint8]:
     """One row an episode: first support frame, raster, drawn, target; `[N S, 4 S, 3]` RGB."""
     drawn, _ = state.average(shots.raster, shots.pictures, shots.rasters)
     raster = full_size(shots.raster, shots.target.shape[-1]) * 2 - 1
-    cells = torch.cat([shots.pictures[:, 0], raster, drawn, shots.target], 3).clamp(-1, 1)
-    sheet = ((cells + 1) * 127.5).round().byte().permute(0, 2, 3, 1).flatten(0, 1)
-    return sheet.cpu().numpy()
+    cells = torch.cat([shots.pictures[:, 0], raster, drawn, shots.target], 3)
+    return np.vstack([to_image(row) for row in cells])
 
 
 # --- fine-tuning ---

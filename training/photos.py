@@ -574,6 +574,12 @@ class HeadCrop:
     """Pixels of the photo per pixel of the crop, at most 1; below, it shows less than its size promises."""
 
 
+def is_head_crop(face_px: float, size_px: tuple[int, int]) -> bool:
+    """Whether a picture (width, height) with a face so high shows little more than the head, and is to stay whole."""
+    squarish = abs(size_px[0] - size_px[1]) <= _SQUARE_ENOUGH * max(size_px)
+    return squarish and face_px / min(size_px) >= KEPT_SHARE
+
+
 def crop(rgb: Image, face: Face, size_px: int = 512) -> HeadCrop:
     """The standard head picture: upright as taken, face about half its height, hair and shoulders in.
 
@@ -584,8 +590,7 @@ def crop(rgb: Image, face: Face, size_px: int = 512) -> HeadCrop:
     height, width = rgb.shape[:2]
     face_px = _face_px(face.points)
     room = min(height, width)
-    squarish = abs(height - width) <= _SQUARE_ENOUGH * max(height, width)
-    if squarish and face_px / room >= KEPT_SHARE:
+    if is_head_crop(face_px, (width, height)):
         side: float = room
         left, top = (width - side) / 2, (height - side) / 2
     else:

@@ -39,11 +39,11 @@ import cv2
 import numpy as np
 from av.error import FFmpegError
 from av.video.frame import VideoFrame
-from av.video.reformatter import Colorspace
 from tqdm import tqdm
 
 from engine.frames import Face, Frame, Image, Points
-from training.photos import HEAD_CENTRE, HEAD_SHARE, KEPT_SHARE, VIDEO_SUFFIXES
+from engine.upright import upright
+from training.photos import HEAD_CENTRE, HEAD_SHARE, VIDEO_SUFFIXES, is_head_crop
 from training.shards import ShardWriter
 
 if TYPE_CHECKING:
@@ -60,8 +60,6 @@ MIN_FACE_PX = 70  # forehead to chin, as in the smallest of our own clips
 MAX_GAP_S = 1.0  # nobody seen for longer: another shot
 CUT = 30.0  # mean change between 32 px pictures, of 255: at most 19 inside 13 of our clips, at least 45 between them
 _INSIDE = 0.95  # share of the landmarks that the crop must hold
-_SQUARE_ENOUGH = 0.03
-_UNSPECIFIED = 2  # ISO/IEC 23091-2: the file does not say which matrix its YUV is in
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,15 +196,6 @@ def _decode(path: Path) -> Generator[tuple[VideoFrame, float]]:
         raise UnusableError("broken", f"it cannot be decoded ({error.strerror or error})") from error
 
 
-def upright(picture: VideoFrame, aspect: float) -> Image:
-    """The picture as it is meant to be seen, `[H, W, 3]`: turned as the camera says, its pixels made square."""
-    # Untagged pictures: players take BT.709 from 720 lines on and BT.601 below.
-    hd = picture.colorspace == _UNSPECIFIED and picture.height >= 720
-    width = max(1, round(picture.width * aspect))
-    rgb = picture.reformat(width=width, format="rgb24", src_colorspace=Colorspace.ITU709 if hd else None).to_ndarray()
-    return np.ascontiguousarray(np.rot90(rgb, round(picture.rotation / 90) % 4), np.uint8)
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Sighting:
     """A face in a frame of a video."""
@@ -246,10 +235,8 @@ class Square:
         )
 
 
-def is_head_crop(shot: list[Sighting], size_px: tuple[int, int]) -> bool:
-    """Whether the frame shows little more than the head, and is to stay whole (as `training.photos.crop` has it)."""
-    squarish = abs(size_px[0] - size_px[1]) <= _SQUARE_ENOUGH * max(size_px)
-    return squarish and bool(np.median([one.face_px for one in shot]) >= KEPT_SHARE * min(size_px))
+def _is_head_crop(shot: list[Sighting], size_px: tuple[int, int]) -> bool:
+    return is_head_crop(float(np.median([one.face_px for one in shot])), size_px)
 
 
 def head_square(shot: list[Sighting], size_px: tuple[int, int]) -> Square:
@@ -262,7 +249,7 @@ def head_square(shot: list[Sighting], size_px: tuple[int, int]) -> Square:
     faces = [one.face_px for one in shot]
     face_px = (min(faces) + max(faces)) / 2
     side = min(round(face_px / HEAD_SHARE), room)
-    if is_head_crop(shot, size_px):
+    if _is_head_crop(shot, size_px):
         return Square((width - room) // 2, (height - room) // 2, room)
     columns, rows = zip(*(one.middle for one in shot), strict=True)
     left = round((min(columns) + max(columns)) / 2 - HEAD_CENTRE[0] * side)
@@ -346,9 +333,8 @@ def _shots_of(job: Job, networks: Networks) -> list[tuple[Square, list[Sighting]
         found = [(Square(0, 0, job.size_px), sightings)]
     else:
         large = [one for one in seen if one is None or one.face_px >= MIN_FACE_PX]
-        found = [
-            (head_square(shot, size_px), shot) for shot in cut_shots(large, steady=not is_head_crop(sightings, size_px))
-        ]
+        shots = cut_shots(large, steady=not _is_head_crop(sightings, size_px))
+        found = [(head_square(shot, size_px), shot) for shot in shots]
         if not found:
             tallest = max(one.face_px for one in sightings)
             raise UnusableError(

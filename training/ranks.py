@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import os
 import signal
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -174,13 +174,13 @@ def own_part(table: Tensor, ranks: Ranks) -> Tensor:
 # --- batches ---
 
 
-class _Stacked:
+class Stacked:
     """A collate function: episodes -> their tensors by name, stacked. A dict, since that is what gets pinned."""
 
     def __init__(self, kind: type) -> None:
         self.names = tuple(kind.__slots__)
 
-    def __call__(self, episodes: list[Any]) -> dict[str, Tensor]:
+    def __call__(self, episodes: Sequence[Any]) -> dict[str, Tensor]:
         return {name: torch.stack([getattr(one, name) for one in episodes]) for name in self.names}
 
 
@@ -234,7 +234,7 @@ def batches(
         ranks.share(batch),
         sampler=_Numbers(batch, first, ranks),
         num_workers=workers,
-        collate_fn=_Stacked(kind),
+        collate_fn=Stacked(kind),
         prefetch_factor=4 if workers else None,
         worker_init_fn=_outlast_signals if workers else None,
         pin_memory=device.type == "cuda",
