@@ -104,7 +104,7 @@ class Generator:
             )
         self.size_px, self.network_px = size_px, base.size_px
         self._direct = size_px == base.size_px
-        outputs = ("rgb", "matte") if self._direct else ("matte", "flow", "weight", "synthesised", "residual")
+        outputs = ("rgb", "matte") if self._direct else ("matte", "flow", "weight", "synthesised")
         wanted = ("modulation", *base.tuned)
         if missing := [name for name in wanted if name not in avatar.tuned]:
             raise ValueError(f"the avatar {avatar.name} lacks the tuned values {missing[0]!r}: enrol again")
@@ -198,8 +198,6 @@ class Generator:
             cv2.cvtColor(self._weight, cv2.COLOR_GRAY2RGB, dst=self._weight3)
             cv2.multiply(look, self._weight3, dst=self._part, scale=1 / 255)
             cv2.add(self._rgb, self._part, dst=self._rgb)
-        cv2.resize(drawn["residual"][0], (s, s), self._part, interpolation=cv2.INTER_LINEAR)
-        cv2.addWeighted(self._rgb, 1.0, self._part, 1.0, -128.0, dst=self._rgb)
         cv2.resize(drawn["matte"][0], (s, s), self._matte, interpolation=cv2.INTER_LINEAR)
         return self._rgb, self._matte
 

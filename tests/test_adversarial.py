@@ -160,7 +160,7 @@ def test_first_the_critic_learns_alone(make: MakeState, batch: Sample) -> None:
 
 def test_a_step_names_and_weighs_what_it_minimises(make: MakeState, batch: Sample) -> None:
     told = train_step(make(weight=2.0, matching=3.0), batch, None, 144, bf16=False)
-    plain = sum(meta_learn.WEIGHTS[name] * told[name] for name in ("l1", "warp", "synthesis", "matte", "residual"))
+    plain = sum(meta_learn.WEIGHTS[name] * told[name] for name in ("l1", "warp", "synthesis", "matte"))
     assert told["loss"] == pytest.approx(plain + 2 * told["adversarial"] + 3 * told["matching"], rel=1e-4)
     assert told["matching"] > 0
     assert {"critic", "real patches", "drawn patches", "real whole", "drawn whole"} <= told.keys()

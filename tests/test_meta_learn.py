@@ -56,7 +56,7 @@ def test_a_few_steps_lower_the_loss(state: State, batch: Sample) -> None:
     told = [train_step(state, batch, None, 144, bf16=False) for _ in range(12)]
     assert told[-1]["loss"] < 0.85 * told[0]["loss"]
     assert told[-1]["synthesis"] < told[0]["synthesis"]
-    assert told[0].keys() == {"loss", "gradient", "l1", "warp", "synthesis", "matte", "residual"}
+    assert told[0].keys() == {"loss", "gradient", "l1", "warp", "synthesis", "matte"}
     assert state.step == 12
     assert state.skipped == 0
 
@@ -233,7 +233,7 @@ def test_a_run_folder_tells_what_was_done(
 
 def test_validation_and_samples(state: State, batch: Sample, tmp_path: Path) -> None:
     measured = meta_learn.validate(state, [batch, batch], None)
-    assert measured.keys() == {f"held out {name}" for name in ("l1", "warp", "synthesis", "matte", "residual")}
+    assert measured.keys() == {f"held out {name}" for name in ("l1", "warp", "synthesis", "matte")}
     meta_learn.save_samples(state, batch, tmp_path / "samples.jpg")
     assert (tmp_path / "samples.jpg").stat().st_size > 5000
 

@@ -47,7 +47,7 @@ CROP_PX = 512
 Report = Callable[[str, int, int], None]
 """Told as work goes on: stage, done, of how many."""
 
-_WEIGHTS = {"l1": 0.5, "synthesis": 0.2, "matte": 0.1, "residual": 0.05, "lpips": 1.0, "likeness": 0.5}
+_WEIGHTS = {"l1": 0.5, "synthesis": 0.2, "matte": 0.1, "lpips": 1.0, "likeness": 0.5}
 _LEAST_TO_TUNE = 3
 _ENOUGH_FOR_TWO = 6
 _PATIENCE = 4

@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 FRAME_INPUTS = ("raster", "grids", "tile", "detail")
 PERSON_INPUTS = ("pictures", "thumbnails", "reference_raster", "features", "modulation")
-OUTPUTS = ("rgb", "matte", "flow", "weight", "synthesised", "residual")
+OUTPUTS = ("rgb", "matte", "flow", "weight", "synthesised")
 
 
 class PerFrame(nn.Module):
@@ -38,7 +38,7 @@ class PerFrame(nn.Module):
 
     In: `raster [1, S/2, S/2, 3]` uint8, `grids`, `tile` uint8, `detail`, the person's tensors, the tuned weights.
     Out: `rgb [1, S, S, 3]` uint8, `matte [1, S, S]` uint8, `flow [1, 2, S/4, S/4, 2]`, `weight [1, 3, S, S]`
-    uint8, `synthesised [1, S, S, 3]` uint8, `residual [1, S, S, 3]` uint8 (128 is nothing, in levels of the picture).
+    uint8, `synthesised [1, S, S, 3]` uint8.
     """
 
     def __init__(self, generator: LiveGenerator) -> None:
@@ -66,7 +66,6 @@ class PerFrame(nn.Module):
             drawn.flow.permute(0, 1, 3, 4, 2),
             (drawn.weight * 255 + 0.5).to(torch.uint8),
             _bytes(drawn.synthesised),
-            _bytes(drawn.residual),
         )
 
 

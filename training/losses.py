@@ -84,7 +84,6 @@ def reconstruction(
         "warp": warp_l1(drawn.looks, rgb, detail, weight),
         "synthesis": weighted_l1(drawn.synthesised, rgb, weight),
         "matte": matte_loss(drawn.matte, matte),
-        "residual": drawn.residual.abs().mean(),
     }
 
 

@@ -56,7 +56,7 @@ PRESETS = {
     ),
 }
 TINY_CRITIC = CriticOptions((4, 4, 4, 4, 4), (4, 4, 4, 4))
-WEIGHTS = {"l1": 1.0, "warp": 0.5, "synthesis": 0.2, "matte": 0.3, "residual": 0.1, "lpips": 2.0, "likeness": 1.5}
+WEIGHTS = {"l1": 1.0, "warp": 0.5, "synthesis": 0.2, "matte": 0.3, "lpips": 2.0, "likeness": 1.5}
 
 
 @dataclass(slots=True)
@@ -237,7 +237,7 @@ def teach_adversary(
 
 @torch.no_grad()
 def save_samples(state: State, sample: Sample, path: Path) -> None:
-    """Rows: slot A's reference, slot A warped, slot B warped, synthesised, residual, result, target, matte, weights."""
+    """Rows: slot A's reference, slot A warped, slot B warped, synthesised, result, target, matte, weights."""
     drawn = draw(state.average, sample)
     rows = []
     for i in range(len(sample.target)):
@@ -247,7 +247,6 @@ def save_samples(state: State, sample: Sample, path: Path) -> None:
             drawn.looks[i, 0],
             drawn.looks[i, 1],
             drawn.synthesised[i],
-            drawn.residual[i] * 2,
             drawn.rgb[i],
         ]
         cells += [sample.target[i, :3], matte, drawn.weight[i] * 2 - 1]

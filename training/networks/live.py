@@ -27,8 +27,6 @@ from engine.geometry import DETAIL_COUNT, MAP_COUNT
 TILES = 4
 TRUST = 4.0
 """What a `detail` of 2 instead of 1 adds to the logit of slot B."""
-RESIDUAL = 0.5
-"""Bound of what is added to the blend of warped photos, in a picture of -1..1."""
 TUNED = ("rise.weight", "rise.bias", "head.weight", "head.bias", "output.weight", "output.bias")
 TUNED += ("motion.leave.weight", "motion.leave.bias")
 """What an avatar brings along beside its modulation: the layers that turn features into pixels and motion (55 k)."""
@@ -53,7 +51,7 @@ class Drawn(NamedTuple):
     """One frame of the generator, S = `size_px`."""
 
     rgb: Tensor
-    """`[N, 3, S, S]`, about -1..1: the picture at the network's own size, `residual` included."""
+    """`[N, 3, S, S]` in -1..1: the picture at the network's own size."""
     matte: Tensor
     """`[N, 1, S, S]` in 0..1."""
     flow: Tensor
@@ -64,8 +62,6 @@ class Drawn(NamedTuple):
     """`[N, 3, S, S]` in -1..1."""
     looks: Tensor
     """`[N, 2, 3, S, S]`: what the two slots contribute, before they are weighed."""
-    residual: Tensor
-    """`[N, 3, S, S]`, within `RESIDUAL`: added to the weighed sum (light, colour, edges that blending softened)."""
 
 
 def _conv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Conv2d:
@@ -201,7 +197,7 @@ class LiveGenerator(nn.Module):
         self.up = _conv(deep, body)
         self.rise = _conv(body, 4 * 24, 1)
         self.head = _conv(24 + 2 * 4 * PICTURE_CHANNELS + 3 + 1, options.head_channels)
-        self.output = _conv(options.head_channels, 4 * 10)
+        self.output = _conv(options.head_channels, 4 * 7)
         self.modulation_counts = [block.modulation_count for block in blocks]
         self.projection = nn.Linear(options.embedding_channels, sum(self.modulation_counts))
         nn.init.normal_(self.projection.weight, std=0.01)
@@ -328,7 +324,6 @@ class LiveGenerator(nn.Module):
         )
         weight = (leaving[:, 3:6] + bias + allowed).softmax(1)
         matte = torch.sigmoid(leaving[:, 6:7] + 6 * look_a[:, 3:4] - 3)
-        residual = RESIDUAL * torch.tanh(leaving[:, 7:10])
-        rgb = weight[:, :1] * look_a[:, :3] + weight[:, 1:2] * look_b[:, :3] + weight[:, 2:] * synthesised + residual
+        rgb = weight[:, :1] * look_a[:, :3] + weight[:, 1:2] * look_b[:, :3] + weight[:, 2:] * synthesised
         looks = torch.stack([look_a[:, :3], look_b[:, :3]], 1)
-        return Drawn(rgb, matte, flow, weight, synthesised, looks, residual)
+        return Drawn(rgb, matte, flow, weight, synthesised, looks)
