@@ -129,6 +129,24 @@ def test_neighbours_in_time_are_left_out(people: People) -> None:
             assert shot.clip != target.clip or abs(shot.number - target.number) > 12
 
 
+def test_some_episodes_lack_a_mouth_like_the_target_s(people: People) -> None:
+    episodes = Watched(people, shots=4)
+    for number in range(300):
+        episodes[number]
+
+    def opening(shot: Shot) -> float:
+        return float(geometry.describe(shot.points)["mouth"][0])
+
+    def furthest(clip: str) -> float:
+        return max(opening(shot) for shot in people[clip.split()[0]][clip])
+
+    wide = [one for one in episodes.seen if opening(one[0]) > 0.9 * furthest(one[0].clip)]
+    nearest = [min(abs(opening(shot) - opening(target)) for shot in support) for target, support, _ in wide]
+    counts = [len(support) for _, support, _ in episodes.seen]
+    assert np.quantile(nearest, 0.9) > 3 * np.median(nearest), "nobody had to open a mouth unaided"
+    assert 0.15 < np.mean(np.array(counts) < 4) < 0.4
+
+
 def test_neighbours_serve_where_there_is_nobody_else(people: People) -> None:
     few = {"ann": {"ann one": people["ann"]["ann one"][:3]}}
     episodes = Watched(few)

@@ -33,6 +33,10 @@ from training.shards import NewerShardError, read_shard
 
 logger = logging.getLogger(__name__)
 
+UNAIDED = 0.35
+"""Share of episodes without a reference that has the target's eyes, or mouth: a blink from open eyes, teeth from shut
+lips. Some of them have few references, too."""
+
 
 class Shot(Protocol):
     """A picture of somebody, with what is known of it."""
@@ -190,6 +194,14 @@ def rarity(shots: Sequence[Shot]) -> NDArray[np.float64]:
     return odds / odds.sum()
 
 
+def least_alike(target: Shot, pool: Sequence[Shot], part: str) -> list[Shot]:
+    """The half of the pool whose eyes, or mouth, are least like the target's (`geometry.describe`)."""
+    wanted = geometry.describe(target.points)[part]
+    far = [float(np.linalg.norm(geometry.describe(shot.points)[part] - wanted)) for shot in pool]
+    order = np.argsort(far)[len(pool) // 2 :]
+    return [pool[index] for index in order]
+
+
 class Episodes(Dataset[Sample]):
     """Endless and numbered: episode n depends on the seed and on n alone, whoever draws it and whenever."""
 
@@ -227,7 +239,12 @@ class Episodes(Dataset[Sample]):
         # Neighbours in time would make it too easy: leave them out while enough others remain.
         distant = [shot for shot in pool if shot.clip != target.clip or abs(shot.number - target.number) > 12]
         pool = distant if len(distant) >= 2 else pool
-        support = [pool[index] for index in rng.permutation(len(pool))[: self.shots]]
+        count = self.shots
+        if self.augment and len(pool) >= 4 and rng.random() < UNAIDED:
+            part = "eyes" if rng.random() < 0.5 else "mouth"
+            pool = least_alike(target, pool, part)
+            count = int(rng.integers(1, self.shots + 1))
+        support = [pool[index] for index in rng.permutation(len(pool))[:count]]
         return self.episode(target, support, rng)
 
     def episode(self, target: Shot, support: Sequence[Shot], rng: np.random.Generator) -> Sample:

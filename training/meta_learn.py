@@ -160,6 +160,15 @@ def perceptual_corner(step: int, size_px: int, crop_px: int) -> tuple[int, int] 
     return int(rng.integers(0, spare + 1)), int(rng.integers(spare // 4, spare * 3 // 4 + 1))
 
 
+def perceptual_view(step: int, rgb: Tensor, sample: Sample, crop_px: int) -> tuple[Tensor, Tensor]:
+    """What the perceptual loss compares in this step: every fourth time eyes and mouth enlarged, otherwise a crop."""
+    goal = sample.target[:, :3]
+    if step % 4 == 2:
+        return losses.eyes_and_mouth_pair(rgb, goal, sample.placed, crop_px)
+    weight = losses.pixel_weight(sample.target[:, 3:], sample.background, sample.focus)
+    return losses.perceptual_pair(rgb, goal, weight, crop_px, perceptual_corner(step, goal.shape[-1], crop_px))
+
+
 def train_step(
     state: State,
     sample: Sample,
@@ -187,9 +196,7 @@ def train_step(
         if perceptual is None:
             del weights["lpips"]
         else:
-            corner = perceptual_corner(state.step, sample.target.shape[-1], crop_px)
-            weight = losses.pixel_weight(sample.target[:, 3:], sample.background, sample.focus)
-            pair = losses.perceptual_pair(drawn.rgb, sample.target[:, :3], weight, crop_px, corner)
+            pair = perceptual_view(state.step, drawn.rgb, sample, crop_px)
             with torch.no_grad():
                 goal = perceptual.features(pair[1])
             terms["lpips"] = perceptual.distance(perceptual.features(pair[0]), goal).float().mean()

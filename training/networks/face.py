@@ -101,6 +101,13 @@ def cut_faces(rgb: Tensor, placed: Tensor) -> Tensor:
     return F.grid_sample(rgb.float(), grid, align_corners=False)
 
 
+def cut_eyes_and_mouth(rgb: Tensor, placed: Tensor, size_px: int) -> Tensor:
+    """The part of the aligned faces from brows to lower lip (72 of 112 px), enlarged: `[N, 3, size_px, size_px]`."""
+    part = placed.new_tensor([[72 / ALIGNED_PX, 0, 0], [0, 72 / ALIGNED_PX, 32 / ALIGNED_PX], [0, 0, 1]])
+    grid = F.affine_grid(placed.float() @ part.float(), [len(rgb), 3, size_px, size_px], align_corners=False)
+    return F.grid_sample(rgb.float(), grid, align_corners=False)
+
+
 def _layer(kind: str, told: dict[str, object], given: list[Tensor]) -> nn.Module:
     if kind == "Conv":
         weight = given[0]
