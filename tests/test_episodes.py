@@ -147,6 +147,13 @@ def test_some_episodes_lack_a_mouth_like_the_target_s(people: People) -> None:
     assert 0.15 < np.mean(np.array(counts) < 4) < 0.4
 
 
+def test_more_people_have_their_share(people: People) -> None:
+    more = {"cyd": {"cyd one": people["ben"]["ben one"]}}
+    episodes = Episodes({"ann": people["ann"]}, also=more, also_share=0.3)
+    assert episodes.odds[episodes.names.index("cyd")] == pytest.approx(0.3)
+    assert episodes.odds.sum() == pytest.approx(1)
+
+
 def test_neighbours_serve_where_there_is_nobody_else(people: People) -> None:
     few = {"ann": {"ann one": people["ann"]["ann one"][:3]}}
     episodes = Watched(few)

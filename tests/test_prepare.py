@@ -16,6 +16,7 @@ import pytest
 
 from engine.frames import Image, Points
 from engine.upright import upright
+from plugin.demo import photos_of
 from plugin.webcam import Clip
 from tests.clips import demo_photo, person_clip, person_frames, write_clip
 from tests.conftest import landmarks
@@ -174,6 +175,25 @@ def test_index_without_a_person_is_refused(tmp_path: Path) -> None:
     (tmp_path / "index.tsv").write_text("clip\tperson\tsplit\none.mp4\t\ttrain\n")
     with pytest.raises(SystemExit, match=r"index\.tsv, line 2, has no person$"):
         make(tmp_path, tmp_path / "out")
+
+
+def test_pictures_of_one_person_are_one_clip(tmp_path: Path) -> None:
+    rows = ["picture\tperson\tsplit"]
+    for person in ("jun", "mara"):
+        for number, photo in enumerate(photos_of(person)[:5]):
+            small = cv2.resize(cv2.imread(str(photo)), (256, 256), interpolation=cv2.INTER_AREA)
+            cv2.imwrite(str(tmp_path / f"{person}{number}.png"), small)
+            rows.append(f"{person}{number}.png\t{person}\ttrain")
+    (tmp_path / "mara2.png").write_bytes(b"no picture")
+    (tmp_path / "index.tsv").write_text("\n".join(rows))
+    assert list(make(tmp_path, tmp_path / "out")) == ["jun.tar"]
+    shots = load_shards(tmp_path / "out", "train")["jun"]["jun"]
+    assert [shot.number for shot in shots] == [0, 100, 200, 300, 400], "no neighbours in time"
+    truth = cv2.cvtColor(cv2.imread(str(tmp_path / "jun3.png")), cv2.COLOR_BGR2RGB)
+    assert np.abs(shots[3].rgb().astype(int) - truth).mean() < 3
+    lips = shots[0].points[13]
+    assert 100 < lips[0] < 156 and 150 < lips[1] < 230
+    assert failures(tmp_path / "out")["mara0.png"][0] == "broken"
 
 
 def test_people_of_a_folder_are_its_folders_or_files(tmp_path: Path) -> None:

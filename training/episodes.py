@@ -212,13 +212,20 @@ class Episodes(Dataset[Sample]):
         size_px: int = 256,
         seed: int = 0,
         augment: bool = True,
+        also: Mapping[str, Mapping[str, Sequence[Shot]]] | None = None,
+        also_share: float = 0.0,
     ) -> None:
+        """`also`: more people, in `also_share` of the episodes."""
+        people = {**people, **(also or {})}
         self.people = {person: clips for person, clips in people.items() if sum(map(len, clips.values())) > 1}
         self.names = sorted(self.people)
         if not self.names:
             raise ValueError("nobody here has two pictures, and an episode takes two")
         frames = np.array([sum(map(len, self.people[name].values())) for name in self.names], np.float64)
         self.odds = np.sqrt(frames) / np.sqrt(frames).sum()
+        if also:
+            more = np.array([name in also for name in self.names])
+            self.odds *= np.where(more, also_share / self.odds[more].sum(), (1 - also_share) / self.odds[~more].sum())
         # Clips are known by their own name, and two people never share one.
         self.rarity = {name: rarity(shots_) for clips in self.people.values() for name, shots_ in clips.items()}
         self.shots, self.size_px, self.seed, self.augment = shots, size_px, seed, augment

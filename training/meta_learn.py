@@ -342,7 +342,8 @@ class LiveCourse:
             )
             sizes = TINY_CRITIC if options.preset == "tiny" else None
             self.state.adversary = adversarial.make_adversary(wishes, device, sizes, ranks)
-        self.episodes = Episodes(learning, seed=options.seed)
+        also = load_shards(options.also, "train") if options.also else None
+        self.episodes = Episodes(learning, seed=options.seed, also=also, also_share=options.also_share)
         validation = Episodes(kept, seed=1, augment=False)
         self.held = list(islice(across.batches(validation, Sample, options.batch, device), 4)) if ranks.first else []
         self.perceptual = self.face = None
@@ -446,6 +447,8 @@ class PaperCourse:
 def read_options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shards", type=Path, default=Path("runs/shards"))
+    parser.add_argument("--also", type=Path, help="shards of more people to learn from; none of them is kept out")
+    parser.add_argument("--also-share", type=float, default=0.2, help="of the episodes that are theirs")
     parser.add_argument("--run", type=Path, help="run folder (runs/<preset>); an existing one is resumed")
     parser.add_argument("--preset", choices=sorted([*PRESETS, *paper.PRESETS]), default="live-256")
     parser.add_argument("--hours", type=float, default=2.0, help="length of the run, earlier parts counted in")

@@ -1,8 +1,10 @@
 """Videos -> head shards: the frames, landmarks and mattes from which episodes are drawn.
 
-`python -m training.prepare SOURCE --out SHARDS`. SOURCE is one of three, told apart by what lies in it:
+`python -m training.prepare SOURCE --out SHARDS`. SOURCE is one of four, told apart by what lies in it:
 
 - square head clips with an `index.tsv` (columns `clip`, `person`, `split`, and where known `source` and `licence`);
+- square pictures of heads with an `index.tsv` (columns `picture`, `person`, and where known `split`, `source` and
+  `licence`): the pictures of one person, in their order, are one clip;
 - VoxCeleb2's `mp4/idXXXXX/VIDEO/00001.mp4`, as it is or under `dev/` (split train) and `test/`;
 - any folder of videos: the person is the first sub-folder's name, or the file's where it lies in none.
 
@@ -43,7 +45,7 @@ from tqdm import tqdm
 
 from engine.frames import Face, Frame, Image, Points
 from engine.upright import upright
-from training.photos import HEAD_CENTRE, HEAD_SHARE, VIDEO_SUFFIXES, is_head_crop
+from training.photos import HEAD_CENTRE, HEAD_SHARE, VIDEO_SUFFIXES, PhotoError, is_head_crop, load_photo
 from training.shards import ShardWriter
 
 if TYPE_CHECKING:
@@ -75,6 +77,8 @@ class Job:
     every: int
     size_px: int
     min_frames: int
+    pictures: tuple[Path, ...] = ()
+    """Pictures instead of a video; `video` is then the first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +118,7 @@ class Video:
     """Of its shard in the out folder, without `.tar`: several parts make sub-folders."""
     about: dict[str, str]
     cut: bool
+    pictures: tuple[Path, ...] = ()
 
 
 def find_videos(source: Path, test_share: float) -> list[Video]:
@@ -121,7 +126,7 @@ def find_videos(source: Path, test_share: float) -> list[Video]:
     if not source.is_dir():
         raise ValueError(f"there is no folder {source}")
     if (source / "index.tsv").exists():
-        found = _in_index(source)
+        found = _in_index(source, test_share)
     else:
         found = _in_voxceleb(source, test_share) or _in_folders(source, test_share)
     if not found:
@@ -129,15 +134,34 @@ def find_videos(source: Path, test_share: float) -> list[Video]:
     return found
 
 
-def _in_index(source: Path) -> list[Video]:
+def _in_index(source: Path, test_share: float) -> list[Video]:
     found = []
     with (source / "index.tsv").open(newline="", encoding="utf-8") as index:
-        for number, row in enumerate(csv.DictReader(index, delimiter="\t"), 2):
+        rows = csv.DictReader(index, delimiter="\t")
+        if "picture" in (rows.fieldnames or ()):
+            return _pictures(source, rows, test_share)
+        for number, row in enumerate(rows, 2):
             if missing := [key for key in ("clip", "person", "split") if not row.get(key)]:
                 raise ValueError(f"{source / 'index.tsv'}, line {number}, has no {missing[0]}")
             about = {key: row[key] for key in ("person", "split", "source", "licence") if row.get(key)}
             clip = source / row["clip"]
             found.append(Video(clip, clip.stem, {**about, "video": clip.stem}, cut=False))
+    return found
+
+
+def _pictures(source: Path, rows: Iterable[dict[str, str]], test_share: float) -> list[Video]:
+    """One `Video` for each person of an index of pictures."""
+    people: dict[str, list[dict[str, str]]] = {}
+    for number, row in enumerate(rows, 2):
+        if missing := [key for key in ("picture", "person") if not row.get(key)]:
+            raise ValueError(f"{source / 'index.tsv'}, line {number}, has no {missing[0]}")
+        people.setdefault(row["person"], []).append(row)
+    found = []
+    for person, theirs in people.items():
+        about = {key: theirs[0][key] for key in ("source", "licence") if theirs[0].get(key)}
+        about |= {"person": person, "split": theirs[0].get("split") or split_of(person, test_share), "video": person}
+        pictures = tuple(source / row["picture"] for row in theirs)
+        found.append(Video(pictures[0], person, about, cut=False, pictures=pictures))
     return found
 
 
@@ -392,6 +416,35 @@ def prepare_video(job: Job, networks: Networks) -> tuple[int, int]:
     return len(writers), sum(writer.kept for writer in writers)
 
 
+def prepare_pictures(job: Job, networks: Networks) -> tuple[int, int]:
+    """Writes the shard of one person's pictures, those in which a face is found; returns 1 and how many they are.
+
+    Numbered in hundreds: none is another's neighbour in time. Raises as `prepare_video`.
+    """
+    with ShardWriter(job.shard, {**job.about, "shot": 0}) as writer:
+        for place, path in enumerate(job.pictures):
+            try:
+                rgb = load_photo(path)
+            except PhotoError as error:
+                raise UnusableError("broken", str(error)) from error
+            if rgb.shape[0] != rgb.shape[1]:
+                raise UnusableError("broken", f"{path.name} is {rgb.shape[1]} x {rgb.shape[0]}, not square")
+            if rgb.shape[0] != job.size_px:
+                way = cv2.INTER_AREA if rgb.shape[0] > job.size_px else cv2.INTER_CUBIC
+                rgb = np.asarray(cv2.resize(rgb, (job.size_px, job.size_px), interpolation=way), np.uint8)
+            networks.tracker.reset()
+            face = networks.tracker.track(Frame(rgb, float(place)))
+            if isinstance(face, Face):
+                matte = networks.matter.matte(rgb)
+                writer.add(100 * place, rgb, face.points, matte, float(place), face.visibility)
+        if writer.kept < job.min_frames:
+            why = f"a face is to be seen in {writer.kept} of its pictures, at least {job.min_frames} are needed"
+            raise UnusableError("too short", why)
+        writer.close()
+        writer.finish()
+    return 1, writer.kept
+
+
 @dataclass(slots=True, eq=False)
 class Networks:
     """One tracker and one matter for a process: making them takes longer than a short clip."""
@@ -420,7 +473,7 @@ def work(job: Job) -> Outcome:
         networks = _networks()
     networks.tracker.reset()
     try:
-        shards, frames = prepare_video(job, networks)
+        shards, frames = (prepare_pictures if job.pictures else prepare_video)(job, networks)
     except (UnusableError, MemoryError, RuntimeError, cv2.error) as error:
         kind = error.kind if isinstance(error, UnusableError) else "broken"
         return Outcome(str(job.video), kind=kind, why=" ".join(str(error).split()) or type(error).__name__)
@@ -499,7 +552,8 @@ def on_ray(jobs: list[Job], address: str) -> Iterator[Outcome]:
 
 def _work_row(row: dict[str, Any]) -> dict[str, Any]:
     told = json.loads(row["job"])
-    job = Job(**{**told, "video": Path(told["video"]), "shard": Path(told["shard"])})
+    pictures = tuple(map(Path, told["pictures"]))
+    job = Job(**{**told, "video": Path(told["video"]), "shard": Path(told["shard"]), "pictures": pictures})
     cv2.setNumThreads(1)
     return asdict(work(job))
 
@@ -527,7 +581,8 @@ def plan(options: argparse.Namespace) -> tuple[list[Job], list[Outcome], int]:
         if shard.exists():
             finished += 1
         else:
-            jobs.append(Job(video.path, shard, about, video.cut, options.every, options.size_px, options.min_frames))
+            limits = options.every, options.size_px, options.min_frames
+            jobs.append(Job(video.path, shard, about, video.cut, *limits, video.pictures))
     return jobs, failed, finished
 
 
@@ -586,7 +641,8 @@ def run(options: argparse.Namespace) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source_folder", metavar="SOURCE", type=Path, help="folder of videos, in one of three layouts")
+    layouts = "folder of videos or pictures, in one of four layouts"
+    parser.add_argument("source_folder", metavar="SOURCE", type=Path, help=layouts)
     parser.add_argument("--out", type=Path, default=Path("runs/shards"))
     parser.add_argument("--every", type=int, default=5, help="keep one frame in so many")
     parser.add_argument("--size-px", type=int, default=256)
