@@ -1,7 +1,7 @@
 # Each target sets up its own .venv when there is none, or when what it should hold has changed.
 PYTHON ?= python3.11
 comma := ,
-EXTRAS := train,call,link,dev$(if $(shell command -v nvidia-smi),$(comma)gpu)
+EXTRAS := train,call,dev$(if $(shell command -v nvidia-smi),$(comma)gpu)
 VENV := .venv
 STAMP := $(VENV)/.installed
 # --no-compile: byte code is made at the first import instead, and only of what is imported
