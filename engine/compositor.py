@@ -16,7 +16,10 @@ from engine.frames import Image
 Matte = NDArray[np.uint8]
 """How much of each pixel is the person, `[H, W]` uint8: 0 is background, 255 person."""
 
-Background = Literal["photo", "blur", "color", "image"]
+Background = Literal["photo", "blur", "color", "image", "green"]
+
+GREEN = "#00ff00"
+"""What a chroma key takes away by default, in OBS and elsewhere."""
 
 _PERSON_MARGIN = 1 / 20  # of the side: how far stray hair and shadow reach beyond the matte
 _SAME_SCENE_LEVELS = 14.0  # median difference, of 255, below which two photos show the same background
@@ -27,9 +30,10 @@ class Compositor:
 
     `photo` shows `plate` (see `clean_plate`), but leaves the avatar's own background where the plate had to be
     filled in: a guess beside the head would show as a halo. `blur` shows the plate out of focus, `color` a plain
-    `#rrggbb`, `image` a picture file cropped to cover the frame. `edge="tight"` draws the matte in by
-    a few levels, which hides a halo of the old background at the price of the thinnest hair. Not
-    thread-safe: the buffers between two calls are its own. Raises `ValueError` with one sentence.
+    `#rrggbb`, `green` the colour that a chroma key takes away, `image` a picture file cropped to cover the
+    frame. `edge="tight"` draws the matte in by a few levels, which hides a halo of the old background at the price
+    of the thinnest hair. Not thread-safe: the buffers between two calls are its own. Raises `ValueError` with one
+    sentence.
     """
 
     def __init__(
@@ -56,12 +60,12 @@ class Compositor:
                 self._kept = np.asarray(cv2.bitwise_not(cv2.resize(plate.seen, side)), np.uint8)
             else:
                 backdrop = cv2.GaussianBlur(backdrop, (0, 0), blur_share * size_px, borderType=cv2.BORDER_REPLICATE)
-        elif background == "color":
-            backdrop = np.full(shape, parse_color(color), np.uint8)
+        elif background in {"color", "green"}:
+            backdrop = np.full(shape, parse_color(GREEN if background == "green" else color), np.uint8)
         else:
             if image is None:
                 raise ValueError("the background 'image' needs a picture file")
-            backdrop = cover(_read_rgb(Path(image)), size_px)
+            backdrop = cover(read_picture(Path(image)), size_px)
         self.backdrop: Image = np.ascontiguousarray(backdrop, np.uint8)
         self._tight = _tight_curve() if edge == "tight" else None
         self._matte = np.empty(shape[:2], np.uint8)
@@ -223,7 +227,8 @@ def _tight_curve() -> NDArray[np.uint8]:
     return np.rint(255 * ramp * ramp * (3 - 2 * ramp)).astype(np.uint8)
 
 
-def _read_rgb(path: Path) -> Image:
+def read_picture(path: Path) -> Image:
+    """A picture file, RGB. Raises `ValueError` with a sentence."""
     if not path.is_file():
         raise ValueError(f"there is no picture {path} for the background")
     picture = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR) if path.stat().st_size else None

@@ -49,7 +49,7 @@ class Tracker:
 @dataclass(frozen=True, slots=True)
 class Render:
     size_px: Literal[256, 512, 720]
-    background: Literal["photo", "blur", "color", "image"]
+    background: Literal["photo", "blur", "color", "image", "green"]
     color: Annotated[str, Matching(r"#[0-9a-fA-F]{6}", "#3c4148")]
     image: Path | None
     """Absolute, or None where the file says ""."""
@@ -73,9 +73,45 @@ class Enrol:
 
 
 @dataclass(frozen=True, slots=True)
+class Camera:
+    """`understudy camera`: webcam in, virtual camera out."""
+
+    avatar: str
+    name: str
+    size_px: Literal["640x360", "1280x720", "1920x1080"]
+    fps: Annotated[float, Between(5.0, 60.0)]
+    capture_px: Annotated[str, Matching(r"[1-9][0-9]{1,3}x[1-9][0-9]{1,3}", "640x480")]
+    device: str
+    backend: str
+    head_room: Annotated[float, Between(0.0, 0.4)]
+    expression: Annotated[float, Between(0.0, 2.0)]
+    blink: Annotated[float, Between(0.0, 1.5)]
+    gaze: Annotated[float, Between(0.0, 1.5)]
+    steadiness: Annotated[float, Between(0.0, 1.0)]
+    mirror_preview: bool
+    mirror_output: bool
+
+    @property
+    def picture_px(self) -> tuple[int, int]:
+        """Width and height of what leaves."""
+        return _sides(self.size_px)
+
+    @property
+    def asked_px(self) -> tuple[int, int]:
+        """Width and height that the webcam is asked for."""
+        return _sides(self.capture_px)
+
+
+def _sides(written: str) -> tuple[int, int]:
+    width, height = written.split("x")
+    return int(width), int(height)
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     tracker: Tracker
     render: Render
+    camera: Camera
     engine: Engine
     enrol: Enrol
 

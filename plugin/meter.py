@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -45,3 +47,45 @@ class Meter:
             f"{name:<12} {one['median_ms']:7.2f} ms   p95 {one['p95_ms']:7.2f} ms   {one['count']:.0f} x"
             for name, one in self.summary().items()
         ]
+
+
+class Rolling:
+    """The same for a loop that never ends: only the last seconds count. Any thread may call it."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic, window_s: float = 5.0) -> None:
+        self._clock, self._window_s = clock, window_s
+        self._lock = threading.Lock()
+        self._marks: dict[str, deque[tuple[float, float]]] = {}
+        self._most = 4096
+
+    def add(self, name: str, value_ms: float = 0.0) -> None:
+        now = self._clock()
+        with self._lock:
+            marks = self._marks.setdefault(name, deque(maxlen=self._most))
+            marks.append((now, value_ms))
+            while marks[0][0] < now - self._window_s:
+                marks.popleft()
+
+    def recent(self, name: str) -> np.ndarray:
+        """What was added in the last seconds."""
+        oldest = self._clock() - self._window_s
+        with self._lock:
+            return np.array([value for at, value in self._marks.get(name, ()) if at >= oldest], np.float64)
+
+    def summary(self) -> dict[str, tuple[float, float]]:
+        """name -> median and 95th percentile of the last seconds; names without any are left out."""
+        told = {}
+        for name in list(self._marks):
+            recent = self.recent(name)
+            if recent.size:
+                told[name] = (float(np.median(recent)), float(np.percentile(recent, 95)))
+        return told
+
+    def rate(self, name: str) -> float:
+        """How many were added a second, over the last second or two (from the first to the last of them)."""
+        now = self._clock()
+        with self._lock:
+            times = [at for at, _ in self._marks.get(name, ()) if at >= now - 2.0]
+        if len(times) < 2 or now - times[-1] > 1.0:
+            return 0.0
+        return (len(times) - 1) / max(times[-1] - times[0], 1e-6)

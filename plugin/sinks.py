@@ -5,10 +5,12 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import platform
+import re
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
 import av
 import cv2
@@ -23,6 +25,9 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import ColorRange, Colorspace
 
 from engine.frames import Frame, Image
+
+if TYPE_CHECKING:
+    import pyvirtualcam
 
 log = logging.getLogger(__name__)
 
@@ -328,3 +333,173 @@ def _sentence(path: Path, error: OSError) -> str:
     if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
         return f"no space left on the disk for {path}; nothing was kept of it"
     return f"cannot write {path}: {error.strerror or error}"
+
+
+# --- live ---------------------------------------------------------------------------------------------------
+
+
+class SinkLostError(OSError):
+    """The virtual camera cannot be opened or takes no more pictures; the message says what to do."""
+
+
+class LiveSink(Protocol):
+    """Where live pictures leave. `open` and `send` raise `SinkLostError`; after `close` it can be opened again.
+
+    `size_px` and `fps` are what it wants to be given.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def size_px(self) -> tuple[int, int]: ...
+
+    @property
+    def fps(self) -> float: ...
+
+    def open(self) -> None: ...
+
+    def send(self, frame: Frame) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class NoCamera:
+    """Takes live pictures and drops them: for the preview alone, and for measuring."""
+
+    name = "no virtual camera"
+
+    def __init__(self, size_px: tuple[int, int] = (1280, 720), fps: float = 30.0) -> None:
+        self.size_px, self.fps, self.count = size_px, fps, 0
+
+    def open(self) -> None:
+        """Nothing to open."""
+
+    def send(self, frame: Frame) -> None:
+        self.count += 1
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+
+class VirtualCamera:
+    """A camera that other programs can choose: v4l2loopback on Linux, OBS or Unity Capture on Windows, OBS on macOS.
+
+    `device` and `backend` as in pyvirtualcam; "" takes the first there is.
+    """
+
+    def __init__(
+        self, size_px: tuple[int, int] = (1280, 720), fps: float = 30.0, device: str = "", backend: str = ""
+    ) -> None:
+        self.size_px, self.fps = size_px, fps
+        self._device, self._backend = device, backend
+        self._camera: pyvirtualcam.Camera | None = None
+        self.name = device or "virtual camera"
+
+    def open(self) -> None:
+        """Harmless when it is open already."""
+        if self._camera is not None:
+            return
+        try:
+            import pyvirtualcam
+            from pyvirtualcam.camera import BACKENDS
+        except ModuleNotFoundError as error:
+            raise SinkLostError("the virtual camera needs one more part: pip install 'understudy[call]'") from error
+        if self._backend and self._backend not in BACKENDS:
+            raise SinkLostError(
+                f"there is no virtual camera backend {self._backend!r} on {platform.system()}, only "
+                f"{', '.join(BACKENDS) or 'none'}: change camera.backend, or leave it empty"
+            )
+        width, height = self.size_px
+        try:
+            self._camera = pyvirtualcam.Camera(
+                width, height, self.fps, device=self._device or None, backend=self._backend or None
+            )
+        except (RuntimeError, ValueError, OSError) as error:
+            raise SinkLostError(what_to_do(str(error), platform.system())) from error
+        self.name = self._camera.device
+
+    def send(self, frame: Frame) -> None:
+        if self._camera is None:
+            raise SinkLostError("the virtual camera is not open")
+        try:
+            self._camera.send(frame.rgb)
+        except (RuntimeError, OSError) as error:
+            self.close()
+            raise SinkLostError(what_to_do(str(error), platform.system())) from error
+
+    def close(self) -> None:
+        if self._camera is not None:
+            camera, self._camera = self._camera, None
+            try:
+                camera.close()
+            except (RuntimeError, OSError) as error:  # the device may be gone already
+                log.debug("closing the virtual camera: %s", error)
+
+
+MODPROBE = (
+    "sudo modprobe v4l2loopback devices=1 video_nr=10 card_label=Understudy exclusive_caps=1 (and before that, once: "
+    "sudo apt install v4l2loopback-dkms, or your system's package of that name)"
+)
+
+
+def what_to_do(message: str, system: str) -> str:
+    """pyvirtualcam's words -> one sentence with the cause and the next step.
+
+    `message` may hold several lines, one for each backend that was tried; `system` is `platform.system()`'s.
+    """
+    told = " ".join(message.split())
+    device = (re.search(r"/dev/video\d+", message) or [""])[0]
+    for pattern, sentence in _REMEDIES.get(system, ()):
+        if re.search(pattern, told, re.IGNORECASE):
+            return sentence.format(device=device, modprobe=MODPROBE, told=told)
+    return f"the virtual camera cannot be used ({told}); `understudy doctor` looks for the cause"
+
+
+_REMEDIES: dict[str, tuple[tuple[str, str], ...]] = {
+    "Linux": (
+        (r"No v4l2 loopback device found", "there is no virtual camera yet: type {modprobe}"),
+        (r"does not exist", "there is no device {device}: name another with --device, or type {modprobe}"),
+        (
+            r"could not be opened.*(permission|denied)",
+            "{device} may not be opened: sudo usermod -aG video $USER, then log in again",
+        ),
+        (
+            r"(busy|could not be opened|VIDIOC_S_FMT|already in use)",
+            "the virtual camera {device} is in use, or keeps the size of the last program: close what shows it "
+            "(browser, call, another Understudy), or reload it: sudo modprobe -r v4l2loopback && "
+            "sudo modprobe v4l2loopback exclusive_caps=1 card_label=Understudy",
+        ),
+        (
+            r"not a (V4L2|video output) device|capabilities",
+            "{device} is not a virtual camera that takes pictures: name another with --device, or type {modprobe}",
+        ),
+    ),
+    "Windows": (
+        (
+            r"obs.*(not (found|installed|registered)|regist)",
+            "no virtual camera is installed: install OBS Studio (obsproject.com) or Unity Capture, then start again",
+        ),
+        (
+            r"(already|in use|started|busy)",
+            "the OBS Virtual Camera is in use: stop it in OBS (Stop Virtual Camera), or install Unity Capture for a "
+            "second one and set camera.backend = 'unitycapture'",
+        ),
+        (
+            r"unity",
+            "Unity Capture does not answer: run its Install.bat as administrator, then restart the calling program",
+        ),
+    ),
+    "Darwin": (
+        (
+            r"(not (found|installed)|no such|unable to find)",
+            "no virtual camera is installed: install OBS 30 or newer, start its virtual camera once, allow the "
+            "extension in System Settings, stop it, then start again",
+        ),
+        (
+            r"(already|in use|busy|stream)",
+            "the OBS Virtual Camera is in use or not allowed yet: stop it in OBS, and allow the extension in System "
+            "Settings > General > Login Items & Extensions",
+        ),
+    ),
+}

@@ -1,15 +1,20 @@
-"""First stage: a clip (and later a camera) becomes a stream of `Frame`, upright, RGB, with its own clock."""
+"""First stage: a clip or a camera becomes a stream of `Frame`, upright, RGB, each stamped with when it was taken."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
 import av
+import cv2
 import numpy as np
 from av.container import InputContainer
 from av.error import FFmpegError, InvalidDataError
@@ -186,3 +191,191 @@ def _declared_duration_s(container: InputContainer, stream: VideoStream) -> floa
     if stream.duration is not None and stream.time_base is not None:
         return float(stream.duration * stream.time_base)
     return container.duration / av.time_base if container.duration is not None else None
+
+
+# --- live ---------------------------------------------------------------------------------------------------
+
+
+class CameraLostError(OSError):
+    """The camera cannot be opened, or gives no more pictures; the message says what to do. Opening again may help."""
+
+
+class LiveSource(Protocol):
+    """A camera. `open` and `read` raise `CameraLostError`; after `close` it can be opened again.
+
+    `read` waits for the next frame, at most a few seconds; `Frame.time_s` is when it was taken, on the loop's clock.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    def open(self) -> None: ...
+
+    def read(self) -> Frame: ...
+
+    def close(self) -> None: ...
+
+
+class ClipCamera:
+    """A recorded clip that plays as if it were a camera: in real time, over and over."""
+
+    def __init__(self, path: str | Path, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clip = Clip(path)
+        self.name = self._clip.path.name
+        self._clock = clock
+        self._frames: Iterator[Frame] | None = None
+        self._began_s = 0.0
+
+    def open(self) -> None:
+        self._frames, self._began_s = iter(self._clip), self._clock()
+
+    def read(self) -> Frame:
+        if self._frames is None:
+            raise CameraLostError(f"the clip {self.name} is not open")
+        frame = next(self._frames, None)
+        if frame is None:
+            self._began_s += self._clip.duration_s
+            self._frames = iter(self._clip)
+            frame = next(self._frames)
+        due = self._began_s + frame.time_s
+        wait_s = due - self._clock()
+        if wait_s > 0:
+            time.sleep(wait_s)
+        elif wait_s < -1.0:  # the machine slept: go on from here
+            self._began_s -= wait_s
+            due = self._clock()
+        return Frame(frame.rgb, due)
+
+    def close(self) -> None:
+        self._frames = None
+        self._clip.close()
+
+
+@dataclass(frozen=True, slots=True)
+class CameraInfo:
+    """A camera as the system lists it."""
+
+    index: int
+    name: str
+    path: str
+    """The device file, where the system has such."""
+    virtual: bool
+    """Whether it is a virtual camera, ours or another program's: never chosen by itself."""
+
+
+_VIRTUAL_WORDS = ("virtual", "loopback", "obs", "unity", "dummy", "snap camera", "droidcam obs")
+_BACKENDS = {"Linux": cv2.CAP_V4L2, "Windows": cv2.CAP_DSHOW, "Darwin": cv2.CAP_AVFOUNDATION}
+_READ_S = 3
+"""The longest a read waits for a picture before the camera counts as lost."""
+
+
+def list_cameras() -> list[CameraInfo]:
+    """Every camera that can be opened for reading, real ones first."""
+    from cv2_enumerate_cameras import enumerate_cameras
+
+    found = []
+    for one in enumerate_cameras(_BACKENDS.get(platform.system(), cv2.CAP_ANY)):
+        virtual = any(word in one.name.lower() for word in _VIRTUAL_WORDS) or _is_loopback(one.path)
+        found.append(CameraInfo(one.index, one.name, one.path or "", virtual))
+    return sorted(found, key=lambda one: one.virtual)
+
+
+def _is_loopback(path: str | None) -> bool:
+    """Whether a Linux device is v4l2loopback's, whatever its label says."""
+    if not path or platform.system() != "Linux":
+        return False
+    return "virtual" in os.path.realpath(f"/sys/class/video4linux/{Path(path).name}")
+
+
+def choose_camera(wanted: str, remembered: str = "", cameras: list[CameraInfo] | None = None) -> CameraInfo:
+    """By name (or part of it), device file or number; else the remembered one, else the first real one.
+
+    Raises `CameraLostError` when there is none such, with those there are.
+    """
+    there = list_cameras() if cameras is None else cameras
+    if wanted:
+        for matches in (
+            lambda one: wanted in (one.path, str(one.index)) or wanted.lower() == one.name.lower(),
+            lambda one: wanted.lower() in one.name.lower(),
+        ):
+            for one in there:
+                if matches(one):
+                    return one
+        known = ", ".join(repr(one.name) for one in there) or "none at all"
+        raise CameraLostError(f"there is no camera {wanted!r}; this machine has {known}")
+    real = [one for one in there if not one.virtual]
+    for one in real:
+        if remembered and one.name == remembered:
+            return one
+    if real:
+        return real[0]
+    if there:
+        known = ", ".join(repr(one.name) for one in there)
+        raise CameraLostError(
+            f"the only cameras here are virtual ones ({known}): plug one in, or name one with --camera"
+        )
+    raise CameraLostError("no camera was found: plug one in, or switch its privacy shutter or key on")
+
+
+class Webcam:
+    """A camera of this machine, through OpenCV, looked up by name at every opening: numbers change when one is plugged.
+
+    Frames are RGB, about `size_px`, whatever the camera has nearest to it; `time_s` is the driver's own stamp where it
+    gives one on the monotonic clock (V4L2), else when the picture arrived.
+    """
+
+    def __init__(
+        self,
+        wanted: str = "",
+        size_px: tuple[int, int] = (640, 480),
+        fps: float = 30.0,
+        remembered: str = "",
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._wanted, self._size_px, self._fps = wanted, size_px, fps
+        self._remembered, self._clock = remembered, clock
+        self._capture: cv2.VideoCapture | None = None
+        self._stamped: bool | None = None
+        self.name = wanted or remembered
+
+    def open(self) -> None:
+        self.close()
+        chosen = choose_camera(self._wanted, self._remembered)
+        os.environ.setdefault("OPENCV_VIDEOIO_V4L_SELECT_TIMEOUT", str(_READ_S))
+        width, height = self._size_px
+        capture = cv2.VideoCapture(chosen.index, _BACKENDS.get(platform.system(), cv2.CAP_ANY))
+        if not capture.isOpened():
+            capture.release()
+            raise CameraLostError(
+                f"the camera {chosen.name!r} cannot be opened: another program may hold it (close it there), "
+                "or this one may not be allowed to use it (see the system's privacy settings)"
+            )
+        # 30 pictures a second of this size fit through USB 2 only as MJPEG; a camera without it keeps its own.
+        capture.set(cv2.CAP_PROP_FOURCC, cv2.VideoWriter.fourcc(*"MJPG"))
+        capture.set(cv2.CAP_PROP_FRAME_WIDTH, width)
+        capture.set(cv2.CAP_PROP_FRAME_HEIGHT, height)
+        capture.set(cv2.CAP_PROP_FPS, self._fps)
+        capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)
+        self._capture, self._stamped = capture, None
+        self.name = self._remembered = chosen.name
+
+    def read(self) -> Frame:
+        if self._capture is None:
+            raise CameraLostError("the camera is not open")
+        good, picture = self._capture.read()
+        now = self._clock()
+        if not good or picture is None or picture.size == 0:
+            raise CameraLostError(
+                f"the camera {self.name!r} gives no picture: it was unplugged, or another program took it; "
+                "waiting for it to come back"
+            )
+        stamp = self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1e3
+        if self._stamped is None:  # the driver's clock is ours where its first stamp lies just before now
+            self._stamped = 0.0 < now - stamp < 1.0
+        taken = stamp if self._stamped and 0.0 <= now - stamp < 1.0 else now
+        return Frame(np.asarray(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB), np.uint8), taken)
+
+    def close(self) -> None:
+        if self._capture is not None:
+            self._capture.release()
+            self._capture = None
