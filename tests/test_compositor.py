@@ -76,7 +76,7 @@ def test_tight_edge_draws_the_matte_in():
 def test_bad_backgrounds_are_one_sentence(tmp_path):
     (tmp_path / "text.jpg").write_text("no picture")
     (tmp_path / "empty.jpg").write_bytes(b"")
-    with pytest.raises(ValueError, match="one of photo, blur, color, image, got 'sea'"):
+    with pytest.raises(ValueError, match="one of photo, blur, color, image, green, got 'sea'"):
         Compositor("sea", SIZE_PX)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="needs the avatar's own plate"):
         Compositor("photo", SIZE_PX)
