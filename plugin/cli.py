@@ -53,6 +53,12 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--out", type=Path, default=Path("demo"), help="folder for the results")
     bench = commands.add_parser("bench", help="measure this machine")
     bench.add_argument("--out", type=Path, default=Path("bench"), help="folder for the results")
+    doctor = commands.add_parser("doctor", help="look for what is wrong with this machine, and say what to type next")
+    doctor.add_argument("--json", action="store_true", help="for programs: the same as JSON")
+    doctor.add_argument("--avatar", help="name or file of the avatar to look at (default: all)")
+    doctor.add_argument(
+        "--no-self-test", action="store_false", dest="self_test", help="leave out the ten seconds of it"
+    )
     return parser
 
 
@@ -225,7 +231,14 @@ def _bench(options: argparse.Namespace) -> None:
         bench(options.out, options.config)
 
 
-_COMMANDS = {"enrol": _enrol, "render": _render, "avatars": _avatars, "demo": _demo, "bench": _bench}
+def _doctor(options: argparse.Namespace) -> int:
+    from plugin.doctor import doctor
+    from plugin.doctor.findings import Request
+
+    return 0 if doctor(Request(options.config, options.avatar), options.self_test, options.json, sys.stdout) else 1
+
+
+_COMMANDS = {"enrol": _enrol, "render": _render, "avatars": _avatars, "demo": _demo, "bench": _bench, "doctor": _doctor}
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
@@ -233,14 +246,14 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status: 0 done, 1 an error told in one sentence, 130 interrupted."""
+    """Exit status: 0 done, 1 an error told in one sentence (or, of the doctor, something to mend), 130 interrupted."""
     verbose = False
     before = signal.signal(signal.SIGTERM, _stop)
     try:
         options = _parser().parse_args(arguments)
         verbose = options.verbose
         logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(message)s")
-        _COMMANDS[options.command](options)
+        return _COMMANDS[options.command](options) or 0
     except KeyboardInterrupt:
         print("\nstopped; nothing half-written was left", file=sys.stderr)
         return 130
@@ -251,7 +264,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     finally:
         signal.signal(signal.SIGTERM, before)
-    return 0
 
 
 if __name__ == "__main__":

@@ -1,0 +1,143 @@
+"""Asking a Video4Linux device what it is: the few read-only calls of `linux/videodev2.h` that the doctor needs.
+
+Nothing here starts a stream or changes a format, so a device that is in use can be asked as well.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+CAPTURE = 0x1
+OUTPUT = 0x2
+CAPTURE_PLANES = 0x1000
+LOOPBACK_DRIVER = "v4l2 loopback"
+
+_DEVICE_CAPS = 0x8000_0000  # V4L2_CAP_DEVICE_CAPS: the device tells its own capabilities apart from its driver's
+_BUFFER_CAPTURE = 1  # V4L2_BUF_TYPE_VIDEO_CAPTURE
+_DISCRETE = 1
+_MOST = 128  # of anything: a driver that never ends its list must not hang the doctor
+
+
+@dataclass(frozen=True, slots=True)
+class Capability:
+    """What a device says of itself."""
+
+    driver: str
+    card: str
+    caps: int
+
+    @property
+    def captures(self) -> bool:
+        """Programs can take pictures from it."""
+        return bool(self.caps & (CAPTURE | CAPTURE_PLANES))
+
+    @property
+    def outputs(self) -> bool:
+        """Programs can put pictures into it."""
+        return bool(self.caps & OUTPUT)
+
+    @property
+    def loopback(self) -> bool:
+        return self.driver == LOOPBACK_DRIVER
+
+
+@dataclass(frozen=True, slots=True)
+class Mode:
+    """One size a camera delivers; `fps` is the fastest rate at that size, 0 where the driver does not say."""
+
+    fourcc: str
+    width: int
+    height: int
+    fps: float
+
+
+def _request(letter_number: int, size: int, write: bool) -> int:
+    """`_IOR` or `_IOWR` of `asm-generic/ioctl.h` for the letter V."""
+    return ((3 if write else 2) << 30) | (size << 16) | (ord("V") << 8) | letter_number
+
+
+def _call(handle: int, number: int, argument: bytearray, write: bool = True) -> bool:
+    """False where the driver says that there is no more, or that it does not know the question."""
+    import fcntl
+
+    try:
+        fcntl.ioctl(handle, _request(number, len(argument), write), argument)
+    except OSError:
+        return False
+    return True
+
+
+def _text(field: bytes) -> str:
+    return field.split(b"\0", 1)[0].decode("utf-8", "replace")
+
+
+def capability(device: Path) -> Capability:
+    """VIDIOC_QUERYCAP. Raises `OSError` where the device cannot be opened or is none."""
+    if sys.platform == "win32":
+        raise OSError("there is no Video4Linux on Windows")
+    handle = os.open(device, os.O_RDWR | os.O_NONBLOCK)
+    try:
+        told = bytearray(104)
+        if not _call(handle, 0, told, write=False):
+            raise OSError(f"{device} is not a Video4Linux device")
+    finally:
+        os.close(handle)
+    driver, card, _, _, whole, own = struct.unpack_from("16s32s32sIII", told)
+    return Capability(_text(driver), _text(card), own if whole & _DEVICE_CAPS else whole)
+
+
+def modes(device: Path) -> list[Mode]:
+    """Every size it delivers. Raises `OSError` where the device cannot be opened."""
+    if sys.platform == "win32":
+        raise OSError("there is no Video4Linux on Windows")
+    handle = os.open(device, os.O_RDWR | os.O_NONBLOCK)
+    try:
+        return [
+            Mode(struct.pack("<I", fourcc).decode("ascii", "replace"), *size, _fastest(handle, fourcc, *size))
+            for fourcc in _formats(handle)
+            for size in _sizes(handle, fourcc)
+        ]
+    finally:
+        os.close(handle)
+
+
+def _formats(handle: int) -> Iterator[int]:
+    for index in range(_MOST):  # v4l2_fmtdesc, VIDIOC_ENUM_FMT
+        told = bytearray(64)
+        struct.pack_into("II", told, 0, index, _BUFFER_CAPTURE)
+        if not _call(handle, 2, told):
+            return
+        yield struct.unpack_from("I", told, 44)[0]
+
+
+def _sizes(handle: int, fourcc: int) -> Iterator[tuple[int, int]]:
+    for index in range(_MOST):  # v4l2_frmsizeenum, VIDIOC_ENUM_FRAMESIZES
+        told = bytearray(44)
+        struct.pack_into("II", told, 0, index, fourcc)
+        if not _call(handle, 74, told):
+            return
+        kind, *numbers = struct.unpack_from("7I", told, 8)
+        if kind != _DISCRETE:  # a range, told once: smallest, largest and step of the width, then of the height
+            yield numbers[1], numbers[4]
+            return
+        yield numbers[0], numbers[1]
+
+
+def _fastest(handle: int, fourcc: int, width: int, height: int) -> float:
+    fastest = 0.0
+    for index in range(_MOST):  # v4l2_frmivalenum, VIDIOC_ENUM_FRAMEINTERVALS
+        told = bytearray(52)
+        struct.pack_into("4I", told, 0, index, fourcc, width, height)
+        if not _call(handle, 75, told):
+            break
+        kind, numerator, denominator = struct.unpack_from("3I", told, 16)
+        if numerator:
+            fastest = max(fastest, denominator / numerator)
+        if kind != _DISCRETE:  # the first interval of a range is the shortest
+            break
+    return fastest
