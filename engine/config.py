@@ -108,10 +108,31 @@ def _sides(written: str) -> tuple[int, int]:
 
 
 @dataclass(frozen=True, slots=True)
+class Link:
+    """`understudy send` and `understudy receive`."""
+
+    rendezvous: Annotated[str, Matching(r"(https?://[^\s/]+/?)?", "https://meet.example.org")]
+    rendezvous_ca: Path | None
+    port: Annotated[int, Between(0, 65535)]
+    announce: bool
+    code_minutes: Annotated[float, Between(0.5, 1440.0)]
+    remember_h: Annotated[float, Between(0.0, 8760.0)]
+    stun: str
+    turn: str
+    turn_user: str
+    turn_password: str
+    relay_only: bool
+    route: Literal["auto", "audio", "rtp", "datachannel"]
+    share_avatar: bool
+    voice_kbps: Annotated[float, Between(6.0, 24.0)]
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     tracker: Tracker
     render: Render
     camera: Camera
+    link: Link
     engine: Engine
     enrol: Enrol
 
