@@ -117,8 +117,6 @@ class EnrolledPuppet:
         self.name = avatar.name
         # The renderer's own square background is not used: `Desk` lays the avatar over a wide one.
         self._renderer = Renderer(avatar, base, replace(config, render=replace(config.render, background="color")))
-        self._rest = self._renderer.retarget.rest()
-        self._follow = Follow(self._rest)
         neutral = avatar_face(avatar)
         self._control = Control(TurnLimits.of([one.rotation for one in avatar.references], neutral.rotation))
         self._renderer.retarget.finder = self._control.neutral
@@ -130,13 +128,12 @@ class EnrolledPuppet:
         self._cut = cut_edge(shots[0].matte) is not None
         rows = np.flatnonzero((shots[0].matte > 127).any(1))
         self._hair_top = float(rows[0]) / len(shots[0].matte) if rows.size else 0.0
-        self._scenery: tuple[object, ...] | None = None
-        self._desk: Desk | None = None
         width, height = self._size_px
         self._pictures = [np.zeros((height, width, 3), np.uint8) for _ in range(3)]
         self._turn = 0
         self._renderer.warm_up()
-        self._set_desk(Settings.from_config(config))
+        self._desk = self._make_desk(Settings.from_config(config))
+        self._follow = Follow(self._renderer.retarget.rest(), self._desk.side_px)
 
     def describe(self) -> str:
         return self._renderer.describe()
@@ -145,9 +142,8 @@ class EnrolledPuppet:
         self._control.calibrate(face)
 
     def draw(self, tracked: Face | NoFace, settings: Settings) -> Image:
-        if settings.scenery != self._scenery or self._desk is None:
-            self._set_desk(settings)
-        assert self._desk is not None
+        if settings.scenery != self._scenery:
+            self._desk = self._make_desk(settings)
         self._control.gains = Gains(settings.expression, settings.blink, settings.gaze, settings.steadiness)
         asked = self._control(tracked) if isinstance(tracked, Face) else tracked
         points, place = self._follow(self._renderer.landmarks(asked), tracked.time_s)
@@ -155,9 +151,10 @@ class EnrolledPuppet:
         self._turn = (self._turn + 1) % len(self._pictures)
         return self._desk.compose(rgb, matte, place, self._pictures[self._turn])
 
-    def _set_desk(self, settings: Settings) -> None:
+    def _make_desk(self, settings: Settings) -> Desk:
         image = read_picture(settings.image) if settings.background == "image" and settings.image else None
-        self._desk = Desk(
+        self._scenery = settings.scenery
+        return Desk(
             self._size_px,
             self._renderer.size_px,
             settings.background,
@@ -168,7 +165,6 @@ class EnrolledPuppet:
             hair_top=self._hair_top,
             cut=self._cut,
         )
-        self._scenery = settings.scenery
 
 
 class EnrolledWardrobe:
