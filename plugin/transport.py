@@ -287,6 +287,17 @@ class Transport:
         return 0.2 if self._route == "datachannel" else 0.12
 
     @property
+    def voice_kbps(self) -> float:
+        """What this side's voice may take; set it when the line gets better or worse."""
+        return self._voice_kbps
+
+    @voice_kbps.setter
+    def voice_kbps(self, kbps: float) -> None:
+        self._voice_kbps = kbps
+        if self._carrier is not None:
+            self._carrier.kbps = kbps
+
+    @property
     def voice_received(self) -> VoiceReceived | None:
         """The other side's voice; None until it is known that there may be one."""
         return self._voice_received
