@@ -7,6 +7,7 @@ photos at full resolution, so that 512 px is as sharp as the selfie and costs li
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,8 @@ from numpy.typing import NDArray
 
 from engine import geometry
 from engine.avatar import Avatar, Reference
+from engine.backends import Tensors
+from engine.backends.choose import OPENVINO_DEVICES, open_backend
 from engine.backends.openvino import OpenVino
 from engine.base import Base
 from engine.compositor import Compositor, clean_plate
@@ -38,7 +41,6 @@ logger = logging.getLogger(__name__)
 
 Floats = NDArray[np.float32]
 _NO_MAP: Any = None  # the first map of a remap holds x and y; OpenCV's stubs do not know of that form
-_DEVICES = {"auto": "CPU", "cpu": "CPU", "gpu": "GPU"}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -92,16 +94,26 @@ def prepare(reference: Reference, encoder: OpenVino, size_px: int, output_px: in
     return Prepared(picture, _by_area(picture, size_px // 4), features, _by_area(raster, size_px // 4), points, full)
 
 
+def _resident(prepared: Sequence[Prepared], direct: bool) -> Tensors:
+    """All references as a card keeps them (`engine.backends.card_graph`)."""
+    resident: dict[str, NDArray[np.generic]] = {
+        "pictures": np.concatenate([one.picture for one in prepared], 1)[None],
+        "thumbnails": np.concatenate([one.thumbnail for one in prepared], 1)[None],
+        "features": np.concatenate([one.features for one in prepared], 1)[None],
+        "reference_raster": np.stack([one.raster for one in prepared]),
+    }
+    if not direct:
+        full = np.concatenate([one.full for one in prepared])
+        resident["full"] = full.transpose(2, 0, 1)[None].astype(np.float32)
+    return resident
+
+
 class Generator:
     """The network with one avatar's constants and the four references of the moment; draws landmarks, knows no time."""
 
     def __init__(self, avatar: Avatar, base: Base, config: Config, size_px: int) -> None:
         """Raises `ValueError` when the device that was asked for is not there."""
         engine = config.engine
-        if engine.device not in _DEVICES:
-            raise ValueError(
-                f"device = {engine.device!r} needs a backend that this version does not have: take auto, cpu or gpu"
-            )
         self.size_px, self.network_px = size_px, base.size_px
         self._direct = size_px == base.size_px
         outputs = ("rgb", "matte") if self._direct else ("matte", "flow", "weight", "synthesised")
@@ -109,9 +121,11 @@ class Generator:
         if missing := [name for name in wanted if name not in avatar.tuned]:
             raise ValueError(f"the avatar {avatar.name} lacks the tuned values {missing[0]!r}: enrol again")
         constants = {name: np.asarray(avatar.tuned[name], np.float32) for name in wanted}
-        device = _DEVICES[engine.device]
-        self.backend = OpenVino(base.generator, constants, outputs, device, engine.precision, engine.threads)
-        encoder = OpenVino(base.encoder, None, None, device, "f32", engine.threads)
+        self.backend, self._why = open_backend(
+            engine, base, avatar.name, constants, len(avatar.references), size_px, outputs
+        )
+        self._on_card = "chosen" in self.backend.inputs
+        encoder = OpenVino(base.encoder, None, None, OPENVINO_DEVICES[engine.device], "f32", engine.threads)
         self.references = avatar.references
         self.prepared = [prepare(reference, encoder, base.size_px, size_px) for reference in avatar.references]
         self._described = [geometry.describe(one.points) for one in self.prepared]
@@ -136,25 +150,28 @@ class Generator:
         )
         self._matte = np.empty((s, s), np.uint8)
         self._rgb = np.empty((s, s, 3), np.uint8)
-        self.backend.set(self._atlases)
+        self.backend.set(_resident(self.prepared, self._direct) if self._on_card else self._atlases)
 
     def describe(self) -> str:
-        return self.backend.describe()
+        """What draws, and why nothing faster does."""
+        return self.backend.describe() + (f" ({self._why})" if self._why else "")
 
     def _show(self, chosen: NDArray[np.int64]) -> None:
         """Copy the references whose place in the atlas changed."""
         n, h, s = self.network_px, self.network_px // 4, self.size_px
         for tile in np.flatnonzero(chosen != self._shown):
             one = self.prepared[chosen[tile]]
+            self._points[tile] = one.points
+            self._shown[tile] = chosen[tile]
+            if self._on_card:  # it has all of them, and is told which
+                continue
             self._atlases["pictures"][0, :, tile * n : (tile + 1) * n] = one.picture
             self._atlases["thumbnails"][0, :, tile * h : (tile + 1) * h] = one.thumbnail
             self._atlases["features"][0, :, tile * h : (tile + 1) * h] = one.features
-            self._points[tile] = one.points
             if tile == 0:
                 self._atlases["reference_raster"][0] = one.raster
             else:
                 self._full_b[(tile - 1) * s : tile * s] = one.full
-            self._shown[tile] = chosen[tile]
 
     def draw(self, target: Floats, chosen: NDArray[np.int64], fade: Floats) -> tuple[Image, NDArray[np.uint8]]:
         """Landmarks `[478, 3]` in crop units -> picture `[S, S, 3]`, matte `[S, S]`; the next call overwrites both.
@@ -171,9 +188,10 @@ class Generator:
                 "grids": told.grids[None],
                 "tile": told.tile[None],
                 "detail": told.detail[None, None],
+                **({"chosen": chosen.astype(np.int32)} if self._on_card else {}),
             }
         )
-        if self._direct:
+        if self._direct or self._on_card:
             return np.asarray(drawn["rgb"][0], np.uint8), np.asarray(drawn["matte"][0], np.uint8)
         return self._enlarge(drawn, told.tile, int(chosen[0]))
 
