@@ -49,6 +49,10 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     commands.add_parser("avatars", help="list the avatars there are")
+    panel = commands.add_parser("panel", help="open the page that enrols, previews and controls the live avatar")
+    panel.add_argument("--port", type=int, help="on this machine only; 0 = any that is free")
+    panel.add_argument("--source", type=Path, metavar="CLIP", help="a recorded clip instead of the webcam")
+    panel.add_argument("--no-browser", action="store_false", dest="browser", help="print the link, open nothing")
     demo = commands.add_parser("demo", help="enrol somebody who does not exist, render, and print what it took")
     demo.add_argument("--out", type=Path, default=Path("demo"), help="folder for the results")
     bench = commands.add_parser("bench", help="measure this machine")
@@ -59,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument(
         "--no-self-test", action="store_false", dest="self_test", help="leave out the ten seconds of it"
     )
+    doctor.add_argument("--patience", type=float, default=1.0, metavar="TIMES", help="on a slow machine: wait longer")
     return parser
 
 
@@ -213,6 +218,16 @@ def _avatars(options: argparse.Namespace) -> None:
         print(f"no avatars in {avatars.home()}; make one: understudy enrol PHOTOS... --name NAME")
 
 
+def _panel(options: argparse.Namespace) -> None:
+    try:
+        from plugin.panel.command import panel
+    except ModuleNotFoundError as error:
+        if error.name not in ("aiohttp", "tomlkit"):
+            raise
+        raise ValueError("the panel needs the parts for calls: pip install 'understudy[call]'") from error
+    panel(options.config, options.port, options.source, options.browser)
+
+
 def _demo(options: argparse.Namespace) -> None:
     from plugin.demo import demo
 
@@ -234,11 +249,23 @@ def _bench(options: argparse.Namespace) -> None:
 def _doctor(options: argparse.Namespace) -> int:
     from plugin.doctor import doctor
     from plugin.doctor.findings import Request
+    from plugin.doctor.system import System
 
-    return 0 if doctor(Request(options.config, options.avatar), options.self_test, options.json, sys.stdout) else 1
+    if not 0 < options.patience <= 1000:
+        raise ValueError(f"--patience is {options.patience:g}, not between 0 and 1000")
+    system, request = System(patience=options.patience), Request(options.config, options.avatar)
+    return 0 if doctor(system, request, options.self_test, options.json, sys.stdout) else 1
 
 
-_COMMANDS = {"enrol": _enrol, "render": _render, "avatars": _avatars, "demo": _demo, "bench": _bench, "doctor": _doctor}
+_COMMANDS = {
+    "enrol": _enrol,
+    "render": _render,
+    "avatars": _avatars,
+    "panel": _panel,
+    "demo": _demo,
+    "bench": _bench,
+    "doctor": _doctor,
+}
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

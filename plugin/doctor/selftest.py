@@ -328,7 +328,7 @@ def _loop(asked: dict[str, Any]) -> dict[str, Any]:
         pictures = _driver_pictures(wardrobe, wardrobe.names[0], config)
         live = Live(config, _Pictures(pictures, camera.fps), witness, wardrobe)
     with live:
-        until = time.monotonic() + _PATIENCE_S
+        until = time.monotonic() + _PATIENCE_S * asked["patience"]
         while time.monotonic() < until and not (live.status().fps > 0 and live.status().state in ("live", "no face")):
             time.sleep(0.05)
             if reader is not None and reader.ident is None and witness.sent:
@@ -444,10 +444,16 @@ def ask(system: System, stages: list[str], limit_s: float, **asked: object) -> d
         "import runpy, sys; sys.path.insert(0, sys.argv.pop(1)); "
         "runpy.run_module('plugin.doctor.selftest', run_name='__main__')"
     )
-    command = [sys.executable, "-c", start, str(ROOT), json.dumps({"stages": stages, **asked}, default=str)]
-    done = system.run(command, limit_s)
+    command = [
+        sys.executable,
+        "-c",
+        start,
+        str(ROOT),
+        json.dumps({"stages": stages, "patience": system.patience, **asked}, default=str),
+    ]
+    done = system.run(command, limit_s * system.patience)
     if done is None:
-        return {stages[0]: {"error": f"it did not end within {limit_s:.0f} s"}}
+        return {stages[0]: {"error": f"{sys.executable} could not be started"}}
     told: dict[str, dict[str, Any]] = {}
     begun: dict[str, Any] = {}
     for line in done.out.splitlines():
@@ -463,17 +469,18 @@ def ask(system: System, stages: list[str], limit_s: float, **asked: object) -> d
             begun = {}
     if begun or not told:
         where = f" while loading {begun['module']}" if "module" in begun else ""
-        told[str(begun.get("stage", stages[0]))] = {"error": f"it ended{_how(done.status)}{where}", **begun}
+        how = _how(done.status) if done.ended else f"did not end within {limit_s * system.patience:.0f} s"
+        told[str(begun.get("stage", stages[0]))] = {"error": f"it {how}{where}", **begun}
     return told
 
 
 def _how(status: int) -> str:
     if status < 0:
         try:
-            return f" by {signal.Signals(-status).name}"
+            return f"ended by {signal.Signals(-status).name}"
         except ValueError:
-            return f" by signal {-status}"
-    return f" with status {status}"
+            return f"ended by signal {-status}"
+    return f"ended with status {status}"
 
 
 def loads(system: System, request: Request) -> Finding:
@@ -517,7 +524,7 @@ class SelfTest:
     def draw(self, system: System, request: Request) -> Finding:
         told = self._ask(system, request).get("loop", {"error": "it was not reached"})
         if "error" in told:
-            return red(f"the loop does not run: {told['error']}", "understudy --verbose camera   (shows more)", **told)
+            return red(f"the loop does not run: {told['error']}", "understudy --verbose camera   (says more)", **told)
         if told["avatar"] is None:
             return yellow("not tested: there is no avatar", "understudy enrol my-selfies/ --name me", **told)
         if told["problems"] and told["fps"] == 0:

@@ -19,15 +19,16 @@ ROOT = Path(__file__).parents[2]
 
 @dataclass(frozen=True, slots=True)
 class Ran:
-    """A program that ended: its status (negative: the signal that ended it) and what it printed."""
+    """A program that was started: its status (negative: the signal that ended it) and what it printed."""
 
     status: int
     out: str
-    err: str = ""
+    ended: bool = True
+    """False: it was stopped because its time was over."""
 
 
 def run(command: Sequence[str], limit_s: float) -> Ran | None:
-    """Run a program; None where there is no such program or it did not answer in time."""
+    """Run a program; None where there is no such program."""
     environment = os.environ | {"LC_ALL": "C"}  # the answers are read by their English words
     try:
         done = subprocess.run(
@@ -38,9 +39,11 @@ def run(command: Sequence[str], limit_s: float) -> Ran | None:
             env=environment,
             check=False,
         )
-    except (OSError, subprocess.TimeoutExpired):
+    except subprocess.TimeoutExpired as over:
+        return Ran(0, (over.stdout or b"").decode(errors="replace"), ended=False)
+    except OSError:
         return None
-    return Ran(done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace"))
+    return Ran(done.returncode, done.stdout.decode(errors="replace"))
 
 
 def usable(path: Path) -> bool:
@@ -74,6 +77,8 @@ class System:
     capability: Callable[[Path], v4l2.Capability] = v4l2.capability
     modes: Callable[[Path], list[v4l2.Mode]] = v4l2.modes
     usable: Callable[[Path], bool] = usable
+    patience: float = 1.0
+    """How many times longer than usual an answer may take: for slow machines."""
 
     @property
     def linux(self) -> bool:
@@ -98,8 +103,8 @@ class System:
 
     def answer(self, *command: str, limit_s: float = 3.0) -> str | None:
         """What a program printed; None where it is not there, failed, or did not answer."""
-        done = self.run(command, limit_s)
-        return done.out.strip() if done is not None and done.status == 0 else None
+        done = self.run(command, limit_s * self.patience)
+        return done.out.strip() if done is not None and done.ended and done.status == 0 else None
 
     def distribution(self) -> str:
         """The family of the Linux distribution: "debian", "fedora", "arch", "suse", or ""."""
