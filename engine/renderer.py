@@ -94,6 +94,14 @@ def prepare(reference: Reference, encoder: OpenVino, size_px: int, output_px: in
     return Prepared(picture, _by_area(picture, size_px // 4), features, _by_area(raster, size_px // 4), points, full)
 
 
+def constants_of(avatar: Avatar, base: Base) -> dict[str, Floats]:
+    """What the avatar brings along for the base's graph. Raises `ValueError` when something is missing."""
+    wanted = ("modulation", *base.tuned)
+    if missing := [name for name in wanted if name not in avatar.tuned]:
+        raise ValueError(f"the avatar {avatar.name} lacks the tuned values {missing[0]!r}: enrol again")
+    return {name: np.asarray(avatar.tuned[name], np.float32) for name in wanted}
+
+
 def _resident(prepared: Sequence[Prepared], direct: bool) -> Tensors:
     """All references as a card keeps them (`engine.backends.card_graph`)."""
     resident: dict[str, NDArray[np.generic]] = {
@@ -117,12 +125,8 @@ class Generator:
         self.size_px, self.network_px = size_px, base.size_px
         self._direct = size_px == base.size_px
         outputs = ("rgb", "matte") if self._direct else ("matte", "flow", "weight", "synthesised")
-        wanted = ("modulation", *base.tuned)
-        if missing := [name for name in wanted if name not in avatar.tuned]:
-            raise ValueError(f"the avatar {avatar.name} lacks the tuned values {missing[0]!r}: enrol again")
-        constants = {name: np.asarray(avatar.tuned[name], np.float32) for name in wanted}
         self.backend, self._why = open_backend(
-            engine, base, avatar.name, constants, len(avatar.references), size_px, outputs
+            engine, base, avatar.name, constants_of(avatar, base), len(avatar.references), size_px, outputs
         )
         self._on_card = "chosen" in self.backend.inputs
         encoder = OpenVino(base.encoder, None, None, OPENVINO_DEVICES[engine.device], "f32", engine.threads)

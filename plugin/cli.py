@@ -49,6 +49,11 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     commands.add_parser("avatars", help="list the avatars there are")
+    compiling = commands.add_parser("compile", help="make an avatar's engines for NVIDIA cards ahead of time")
+    compiling.add_argument("--avatar", required=True, help="name or file")
+    compiling.add_argument("--size", type=int, choices=(256, 512, 720), action="append", dest="sizes_px")
+    compiling.add_argument("--target", default="", help="kinds of cards, like sm89,sm120 (default: Ampere and later)")
+    compiling.add_argument("--measure", action="store_true", help="then draw with this machine's card, and compare")
     panel = commands.add_parser("panel", help="open the page that enrols, previews and controls the live avatar")
     panel.add_argument("--port", type=int, help="on this machine only; 0 = any that is free")
     panel.add_argument("--source", type=Path, metavar="CLIP", help="a recorded clip instead of the webcam")
@@ -205,6 +210,22 @@ def _render(options: argparse.Namespace) -> None:
     print(f"video    {done.path}")
 
 
+def _compile(options: argparse.Namespace) -> None:
+    from engine import avatar as avatars
+    from engine.base import open_base
+    from engine.config import load
+    from plugin.compile import compile_avatar, measure
+
+    config, base = load(options.config), open_base()
+    avatar = avatars.load(avatars.find(options.avatar), base.sha256)
+    sizes_px = options.sizes_px or [config.render.size_px]
+    for line in compile_avatar(avatar, base, config, sizes_px, options.target):
+        print(f"compiled {line}", flush=True)
+    for size_px in sizes_px if options.measure else ():
+        for line in measure(avatar, base, config, size_px):
+            print(line, flush=True)
+
+
 def _avatars(options: argparse.Namespace) -> None:
     from engine import avatar as avatars
 
@@ -261,6 +282,7 @@ _COMMANDS = {
     "enrol": _enrol,
     "render": _render,
     "avatars": _avatars,
+    "compile": _compile,
     "panel": _panel,
     "demo": _demo,
     "bench": _bench,
