@@ -22,6 +22,7 @@ Floats = NDArray[np.float32]
 
 _PAD = 0.3  # of the square's side, left and right: how far shoulders and hair are continued
 _OVERSHOOT = 0.02  # of the square: how far it reaches below the picture, so that a nod uncovers nothing
+_STRETCH = 0.6  # what is continued is taken from this part of its own width, so that a face never comes into it
 _RIM = 0.02  # of a plate: its outermost pixels, which compression and matte have worn, are not mirrored
 _INSIDE = 0.05  # crop units of movement that stay inside the square
 _SIDEWAYS, _UPRIGHT = 0.35, 0.06  # crop units that the square itself may move
@@ -157,15 +158,22 @@ class Desk:
         near = np.flatnonzero(matte[:, near_edge] > 127)
         slope = (there[0] - near[0]) / (pad / 3) if near.size else 1.0
         self._slopes[right] += 0.2 * (float(np.clip(slope, 0.3, 3.0)) - self._slopes[right])
-        shear = 2 * self._slopes[right]
-        # The pixel d + 1/2 beyond the edge at row y shows the one as far before it at row y - shear * (d + 1/2).
+        shear = (1 + _STRETCH) * self._slopes[right]
+        # Row y at d + 1/2 beyond the edge shows row y - shear * (d + 1/2) at a part of that before the edge.
+        half = _STRETCH / 2
         if right:
-            matrix = np.array([[-1.0, 0.0, square - 1.0], [-shear, 1.0, -shear / 2]])
+            matrix = np.array([[-_STRETCH, 0.0, square - 0.5 - half], [-shear, 1.0, -shear / 2]])
         else:
-            matrix = np.array([[-1.0, 0.0, pad - 1.0], [shear, 1.0, -shear * (pad - 0.5)]])
+            matrix = np.array([[-_STRETCH, 0.0, _STRETCH * pad - 0.5 - half], [shear, 1.0, -shear * (pad - 0.5)]])
         for whole, border in ((self._rgb, cv2.BORDER_REPLICATE), (self._matte, cv2.BORDER_CONSTANT)):
             flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
             whole[:, outer] = cv2.warpAffine(whole[:, inner], matrix, (pad, square), None, flags, border)
+        # Above its own outline nothing of the person goes on: what stands higher up inside is the head.
+        beyond = np.arange(pad) + 0.5
+        outline = there[0] + self._slopes[right] * (beyond if right else beyond[::-1])
+        rows = np.arange(square)[:, None] - outline[None]
+        mask = np.clip(rows * (255 / 8) + 128, 0, 255).astype(np.uint8)
+        self._matte[:, outer] = cv2.min(self._matte[:, outer], mask)
 
     def _make_backdrop(self, background: Background, plate: Plate | None, color: str, image: Image | None) -> Image:
         width, height = self.size_px
