@@ -60,7 +60,7 @@ class Render:
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    device: Literal["auto", "cpu", "gpu", "cuda"]
+    device: Literal["auto", "cpu", "gpu", "npu", "cuda"]
     precision: Literal["auto", "bf16", "f32"]
     threads: Annotated[int, Between(0, 256)]
     """0: as many as there are physical cores."""
@@ -102,6 +102,15 @@ class Camera:
         return _sides(self.capture_px)
 
 
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """`understudy panel`: the page in the browser."""
+
+    port: Annotated[int, Between(0, 65535)]
+    """0: any that is free."""
+    browser: bool
+
+
 def _sides(written: str) -> tuple[int, int]:
     width, height = written.split("x")
     return int(width), int(height)
@@ -132,6 +141,7 @@ class Config:
     tracker: Tracker
     render: Render
     camera: Camera
+    panel: Panel
     link: Link
     engine: Engine
     enrol: Enrol
@@ -143,16 +153,39 @@ def shipped_path() -> Path:
     return inside_wheel if inside_wheel.is_file() else Path(__file__).parents[1] / "config.toml"
 
 
-def load(path: Path | None = None) -> Config:
-    """The shipped configuration, with what the file at `path` overrides.
+def load(path: Path | None = None, profile: str = "") -> Config:
+    """The shipped configuration, with what the file at `path` overrides, and then its `[profiles.<profile>]`.
 
+    A profile holds sections of its own (`[profiles.work.camera]`). All of them are checked, whichever is asked for.
     Raises `ValueError` (one sentence, ready to be shown) for a file that is not TOML, an unknown section or
     key, a wrong type or a value out of range; `OSError` where the file cannot be read.
     """
     shipped = shipped_path()
     values = _absolute_image(_read(shipped), shipped)
+    profiles: dict[str, Any] = {}
     if path is not None:
-        values = _overlay(values, _absolute_image(_read(path), path))
+        over = _read(path)
+        found = over.pop("profiles", {})
+        if not isinstance(found, dict):
+            raise ValueError(f"profiles = {found!r} must be a section, not {_name(found)}.")
+        profiles = {name: _absolute_image(one, path) if isinstance(one, dict) else one for name, one in found.items()}
+        values = _overlay(values, _absolute_image(over, path))
+    config = _checked(values)
+    told = {}
+    for name, one in profiles.items():
+        try:
+            told[name] = _checked(_overlay(values, one) if isinstance(one, dict) else one)
+        except ValueError as error:
+            raise ValueError(f"In profiles.{name}: {error}") from error
+    if not profile:
+        return config
+    if profile not in told:
+        known = ", ".join(told) or "none: write a section [profiles." + profile + ".camera]"
+        raise ValueError(f"There is no profile {profile!r} in {path or 'the shipped configuration'}; there is {known}.")
+    return told[profile]
+
+
+def _checked(values: Any) -> Config:
     config = _section(Config, values, "")
     if config.render.background == "image" and config.render.image is None:
         raise ValueError('render.background = "image" needs a picture, but render.image = "".')

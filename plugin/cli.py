@@ -54,6 +54,24 @@ def _parser() -> argparse.ArgumentParser:
     compiling.add_argument("--size", type=int, choices=(256, 512, 720), action="append", dest="sizes_px")
     compiling.add_argument("--target", default="", help="kinds of cards, like sm89,sm120 (default: Ampere and later)")
     compiling.add_argument("--measure", action="store_true", help="then draw with this machine's card, and compare")
+    camera = commands.add_parser("camera", help="appear in calls: webcam in, virtual camera out")
+    camera.add_argument("--avatar", help="name or file (default: the one used last)")
+    camera.add_argument(
+        "--camera", metavar="NAME", help="name of the webcam, or part of it (default: the one used last)"
+    )
+    camera.add_argument("--clip", type=Path, help="a recorded clip instead of the webcam")
+    camera.add_argument("--profile", default="", help="a section [profiles.NAME...] of the configuration")
+    camera.add_argument("--size", choices=("640x360", "1280x720", "1920x1080"), help="the picture that leaves")
+    camera.add_argument(
+        "--background", help="photo, blur, color, image, green, a colour like #3c4148, or a picture file"
+    )
+    camera.add_argument("--device", help="the virtual camera, such as /dev/video10 (default: the first there is)")
+    camera.add_argument("--preview-only", action="store_true", help="no virtual camera, only the window")
+    camera.add_argument("--no-window", action="store_false", dest="window", help="no preview; stop with Ctrl-C")
+    camera.add_argument(
+        "--delay-voice", action="store_true", help="a microphone that is as late as the picture (Linux)"
+    )
+    camera.add_argument("--list", action="store_true", help="list the webcams there are, and stop")
     panel = commands.add_parser("panel", help="open the page that enrols, previews and controls the live avatar")
     panel.add_argument("--port", type=int, help="on this machine only; 0 = any that is free")
     panel.add_argument("--source", type=Path, metavar="CLIP", help="a recorded clip instead of the webcam")
@@ -165,7 +183,7 @@ def _background(value: str | None) -> dict[str, object]:
     """`--background` as settings of `[render]`."""
     if value is None:
         return {}
-    if value in ("photo", "blur", "color", "image"):
+    if value in ("photo", "blur", "color", "image", "green"):
         return {"background": value}
     if value.startswith("#"):
         from engine.compositor import parse_color
@@ -175,7 +193,7 @@ def _background(value: str | None) -> dict[str, object]:
     if Path(value).is_file():
         return {"background": "image", "image": Path(value).absolute()}
     raise ValueError(
-        f"--background {value!r} is neither photo, blur, color, image, a colour like #3c4148, nor a picture file"
+        f"--background {value!r} is neither photo, blur, color, image, green, a colour like #3c4148, nor a picture file"
     )
 
 
@@ -239,6 +257,27 @@ def _avatars(options: argparse.Namespace) -> None:
         print(f"no avatars in {avatars.home()}; make one: understudy enrol PHOTOS... --name NAME")
 
 
+def _camera(options: argparse.Namespace) -> None:
+    from plugin.everyday import camera, list_webcams
+
+    if options.list:
+        list_webcams()
+        return
+    camera(
+        options.config,
+        profile=options.profile,
+        avatar=options.avatar,
+        webcam=options.camera,
+        clip=options.clip,
+        size=options.size,
+        render=_background(options.background),
+        device=options.device,
+        preview_only=options.preview_only,
+        window=options.window,
+        delay_voice=options.delay_voice,
+    )
+
+
 def _panel(options: argparse.Namespace) -> None:
     try:
         from plugin.panel.command import panel
@@ -283,6 +322,7 @@ _COMMANDS = {
     "render": _render,
     "avatars": _avatars,
     "compile": _compile,
+    "camera": _camera,
     "panel": _panel,
     "demo": _demo,
     "bench": _bench,
