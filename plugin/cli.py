@@ -48,6 +48,34 @@ def _parser() -> argparse.ArgumentParser:
         help="where in the clip the driver looks neutral (default: found)",
     )
 
+    send = commands.add_parser("send", help="let somebody see your avatar, over a link that needs next to nothing")
+    send.add_argument(
+        "code", nargs="?", metavar="CODE", help="the code or link that `receive` shows (default: the last receiver)"
+    )
+    send.add_argument("--avatar", required=True, help="name or file of the avatar that stands in for you")
+    send.add_argument("--drive", type=Path, metavar="CLIP", help="a video or landmarks (.npz) instead of the webcam")
+    send.add_argument("--camera", default="", help="the webcam's name or part of it")
+    send.add_argument("--voice", choices=("microphone", "clip", "none"), help="what is heard (default: what there is)")
+    send.add_argument("--seconds", type=float, help="hang up after so long")
+    receive = commands.add_parser("receive", help="show a pairing code, then the avatar of who has it")
+    receive.add_argument("--out", type=Path, help="an .mp4 to write instead of opening a window")
+    receive.add_argument(
+        "--camera", action="store_true", dest="virtual_camera", help="into the virtual camera instead of a window"
+    )
+    receive.add_argument("--null", action="store_true", help="show nothing: for measuring")
+    receive.add_argument("--size", type=int, choices=(256, 512, 720), dest="size_px")
+    receive.add_argument("--fps", type=float, default=30.0, help="pictures a second, at most")
+    receive.add_argument("--seconds", type=float, help="end after so long")
+    receive.add_argument("--once", action="store_true", help="end when the sender ends the call")
+    receive.add_argument("--qr", type=Path, metavar="PNG", help="where to write the link as a QR picture")
+    receive.add_argument("--port", type=int, help="where to listen for the sender; 0 = any that is free")
+    receive.add_argument("--silent", action="store_true", help="without the voice")
+    meeting = commands.add_parser("rendezvous", help="a meeting place for others, where two networks can reach it")
+    meeting.add_argument("--host", default="0.0.0.0", help="the address to listen at (default: all)")
+    meeting.add_argument("--port", type=int, default=8471)
+    meeting.add_argument("--certificate", type=Path, metavar="PEM")
+    meeting.add_argument("--key", type=Path, metavar="PEM")
+    meeting.add_argument("--plain", action="store_true", help="without TLS: behind a proxy that speaks it")
     commands.add_parser("avatars", help="list the avatars there are")
     compiling = commands.add_parser("compile", help="make an avatar's engines for NVIDIA cards ahead of time")
     compiling.add_argument("--avatar", required=True, help="name or file")
@@ -278,6 +306,64 @@ def _camera(options: argparse.Namespace) -> None:
     )
 
 
+@contextmanager
+def _calling() -> Iterator[None]:
+    """Around what needs the parts for calls."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name in ("aiohttp", "aiortc", "mnemonic", "segno", "spake2", "zeroconf"):
+            raise ValueError("this needs the parts for calls: pip install 'understudy[call]'") from error
+        raise
+
+
+def _send(options: argparse.Namespace) -> None:
+    from engine.config import load
+
+    if options.seconds is not None and not options.seconds > 0:
+        raise ValueError(f"--seconds is {options.seconds:g}: take more than 0")
+    with _calling():
+        from plugin import calls
+    calls.send(
+        calls.SendOptions(options.code, options.avatar, options.drive, options.camera, options.voice, options.seconds),
+        load(options.config),
+    )
+
+
+def _receive(options: argparse.Namespace) -> None:
+    from engine.config import load
+
+    if options.seconds is not None and not options.seconds > 0:
+        raise ValueError(f"--seconds is {options.seconds:g}: take more than 0")
+    if not 1 <= options.fps <= 120:
+        raise ValueError(f"--fps is {options.fps:g}, not between 1 and 120")
+    if options.port is not None and not 0 <= options.port <= 65535:
+        raise ValueError(f"--port is {options.port}, not between 0 and 65535")
+    with _calling():
+        from plugin import calls
+    calls.receive(
+        calls.ReceiveOptions(
+            out=options.out,
+            virtual_camera=options.virtual_camera,
+            null=options.null,
+            size_px=options.size_px,
+            fps=options.fps,
+            seconds=options.seconds,
+            qr=options.qr,
+            port=options.port,
+            once=options.once,
+            silent=options.silent,
+        ),
+        load(options.config),
+    )
+
+
+def _rendezvous(options: argparse.Namespace) -> None:
+    with _calling():
+        from plugin import calls
+    calls.rendezvous(options.host, options.port, options.certificate, options.key, options.plain)
+
+
 def _panel(options: argparse.Namespace) -> None:
     try:
         from plugin.panel.command import panel
@@ -320,6 +406,9 @@ def _doctor(options: argparse.Namespace) -> int:
 _COMMANDS = {
     "enrol": _enrol,
     "render": _render,
+    "send": _send,
+    "receive": _receive,
+    "rendezvous": _rendezvous,
     "avatars": _avatars,
     "compile": _compile,
     "camera": _camera,

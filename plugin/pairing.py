@@ -60,6 +60,10 @@ class WrongCodeError(PairingError):
     """The caller does not have the code: an attempt is used up."""
 
 
+class NobodyError(PairingError):
+    """Nobody there answers to that room: no attempt was made."""
+
+
 # --- the code ---
 
 
@@ -183,6 +187,8 @@ class _Side:
 
     def _meet(self, hello: bytes) -> None:
         """The other's HELLO: from here on both have a key, the same if they have the same code."""
+        if hello == refusal():
+            raise NobodyError("nobody there answers to that code: it is wrong, used or too old; ask for a new one")
         told = _expect(hello, HELLO)
         if not told or told[0] != VERSION:
             raise PairingError(_other_version(told[0] if told else 0))

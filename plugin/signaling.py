@@ -44,7 +44,7 @@ from zeroconf import IPVersion, NonUniqueNameException, ServiceStateChange, Zero
 from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo, AsyncZeroconf
 
 from plugin import pairing
-from plugin.pairing import Caller, Code, PairingError, SessionKey
+from plugin.pairing import Caller, Code, NobodyError, PairingError, SessionKey
 
 log = logging.getLogger(__name__)
 
@@ -347,7 +347,7 @@ class Line:
 
     @classmethod
     async def open(cls, address: str, room: str, tls: ssl.SSLContext | None = None, within_s: float = 5.0) -> Line:
-        """Raises `PairingError` when nobody answers there."""
+        """Raises `NobodyError` when nobody answers there, `PairingError` when it has no time or no certificate."""
         session = aiohttp.ClientSession()
         try:
             async with asyncio.timeout(within_s):
@@ -358,13 +358,13 @@ class Line:
             await session.close()
             if error.status == 429:
                 raise PairingError(f"{address} asks to wait: too many attempts; try again in a minute") from None
-            raise PairingError(f"{address} is not a place where Understudy meets ({error.status})") from None
+            raise NobodyError(f"{address} is not a place where Understudy meets ({error.status})") from None
         except aiohttp.ClientConnectorCertificateError as error:
             await session.close()
             raise PairingError(f"{address} has no certificate that is trusted here: see link.rendezvous_ca") from error
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             await session.close()
-            raise PairingError(f"nobody answers at {address}: is the receiver running, on the same network?") from error
+            raise NobodyError(f"nobody answers at {address}: is the receiver running, on the same network?") from error
         except BaseException:
             await session.close()
             raise

@@ -118,7 +118,7 @@ def test_a_newer_version_is_told_from_a_wrong_code() -> None:
         host.hello(bytes(hello))
     with pytest.raises(PairingError, match=r"this program is too new for the other end .* update the other end"):
         Caller("372", CODE).offer(bytes([pairing.REFUSED, 0]), description("A"))
-    with pytest.raises(PairingError, match="wrong, used or too old"):
+    with pytest.raises(pairing.NobodyError, match="wrong, used or too old"):
         Caller("372", CODE).offer(pairing.refusal(), description("A"))
 
 
