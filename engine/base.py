@@ -1,8 +1,9 @@
 """The base model that ships with the program: where it lies, what it is called, what goes in and out.
 
-A base is a folder with `base.json` (sizes, hashes, provenance), `generator.onnx` (what a call runs per frame),
-`encoder.onnx` (what runs once per reference when an avatar is opened) and `weights.safetensors` (the same numbers,
-float16, for enrolment and further training; the engine never opens it). Its name is the sha256 of the weights.
+A base is a folder with `base.json` (sizes, hashes, provenance), `generator.onnx` (what a call runs per frame on a
+graphics card), `processor.onnx` (the same in operations that a processor likes), `encoder.onnx` (what runs once per
+reference when an avatar is opened) and `weights.safetensors` (the same numbers, float16, for enrolment and further
+training; the engine never opens it). Its name is the sha256 of the weights.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-FILES = ("generator.onnx", "encoder.onnx", "weights.safetensors")
+FILES = ("generator.onnx", "processor.onnx", "encoder.onnx", "weights.safetensors")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,10 @@ class Base:
     @property
     def generator(self) -> Path:
         return self.folder / "generator.onnx"
+
+    @property
+    def processor(self) -> Path:
+        return self.folder / "processor.onnx"
 
     @property
     def encoder(self) -> Path:
@@ -67,7 +72,7 @@ def open_base(folder: Path | None = None) -> Base:
         raise ValueError(f"there is no base model in {folder}: install the program again") from None
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{folder / 'base.json'} is damaged ({error}): install the program again") from None
-    for name in FILES[:2]:
+    for name in FILES[:3]:
         if not (folder / name).is_file():
             raise ValueError(f"the base model in {folder} has no {name}: install the program again")
     return base

@@ -40,7 +40,7 @@ def in_engine(base: Base, tuned: dict[str, NDArray[np.float32]] | None = None) -
     """One example frame through the engine's own backend, the person's numbers bound as in a call."""
     inputs = {name: value.numpy() for name, value in example(load_generator(base.weights), seed=1).items()}
     constants = {name: inputs[name] for name in ("modulation", *TUNED)} | (tuned or {})
-    backend = OpenVino(base.generator, constants, OUTPUTS, "CPU", "f32", 1)
+    backend = OpenVino(base.processor, constants, OUTPUTS, "CPU", "f32", 1)
     given = {name: inputs[name] for name in (*FRAME_INPUTS, *PERSON_INPUTS) if name != "modulation"}
     return {name: value.copy() for name, value in backend.run(given).items()}
 
@@ -48,8 +48,9 @@ def in_engine(base: Base, tuned: dict[str, NDArray[np.float32]] | None = None) -
 # --- the same numbers ---------------------------------------------------------------------------------------
 
 
-def test_openvino_draws_what_torch_draws(tiny_base: Base) -> None:
-    differences = difference_from_torch(tiny_base)
+@pytest.mark.parametrize("graph", ["generator.onnx", "processor.onnx"])
+def test_openvino_draws_what_torch_draws(tiny_base: Base, graph: str) -> None:
+    differences = difference_from_torch(tiny_base, tiny_base.folder / graph)
     assert differences.keys() == set(OUTPUTS)
     assert differences.pop("flow") < 1e-4
     assert max(differences.values()) <= 1, "bytes: one level, from rounding"
@@ -77,16 +78,16 @@ def test_the_encoder_is_the_references_encoder(tiny_base: Base) -> None:
 
 def test_outputs_go_by_name_not_by_place(copied: Base) -> None:
     """The same graph, its outputs listed backwards, is the same; with two names exchanged it is caught."""
-    model = onnx.load(str(copied.generator))
+    model = onnx.load(str(copied.processor))
     listed = list(model.graph.output)
     del model.graph.output[:]
     model.graph.output.extend(reversed(listed))
-    onnx.save(model, str(copied.generator))
+    onnx.save(model, str(copied.processor))
     assert difference_from_torch(copied)["rgb"] <= 1
     exchange = {"rgb": "synthesised", "synthesised": "rgb"}
     for node in model.graph.node:
         node.output[:] = [exchange.get(name, name) for name in node.output]
-    onnx.save(model, str(copied.generator))
+    onnx.save(model, str(copied.processor))
     assert difference_from_torch(copied)["rgb"] > 10
 
 
@@ -119,7 +120,7 @@ def test_a_checkpoint_becomes_a_base(tmp_path: Path) -> None:
     told = json.loads((base.folder / "base.json").read_text())
     assert told["record"] == {"note": "for a test", "steps": 12, "hours": 0.0}
     assert sorted(path.name for path in base.folder.iterdir()) == [
-        *("base.json", "encoder.onnx", "generator.onnx", "weights.safetensors")
+        *("base.json", "encoder.onnx", "generator.onnx", "processor.onnx", "weights.safetensors")
     ]
     assert {path.stat().st_mode & 0o777 for path in base.folder.iterdir()} == {0o644}
 
@@ -175,7 +176,7 @@ def test_a_base_json_without_hashes(copied: Base) -> None:
     assert told(lambda: path.write_text(json.dumps(content)), copied.folder).startswith(f"{path} is damaged")
 
 
-@pytest.mark.parametrize("name", ["generator.onnx", "encoder.onnx", "weights.safetensors"])
+@pytest.mark.parametrize("name", ["generator.onnx", "processor.onnx", "encoder.onnx", "weights.safetensors"])
 def test_a_missing_or_changed_file_is_named(copied: Base, name: str) -> None:
     path = copied.folder / name
     content = bytearray(path.read_bytes())
@@ -185,9 +186,9 @@ def test_a_missing_or_changed_file_is_named(copied: Base, name: str) -> None:
 
 
 def test_a_graph_that_is_none_is_told(copied: Base) -> None:
-    copied.generator.write_bytes(b"not a network")
-    with pytest.raises(ValueError, match=r"generator\.onnx cannot be read as a network: install"):
-        OpenVino(copied.generator)
+    copied.processor.write_bytes(b"not a network")
+    with pytest.raises(ValueError, match=r"processor\.onnx cannot be read as a network: install"):
+        OpenVino(copied.processor)
 
 
 def test_weights_that_are_none_are_told(copied: Base) -> None:
@@ -201,4 +202,4 @@ def test_weights_that_are_none_are_told(copied: Base) -> None:
 
 def test_an_input_that_the_base_does_not_have_is_refused(tiny_base: Base) -> None:
     with pytest.raises(ValueError, match="no input 'colour', only raster"):
-        OpenVino(tiny_base.generator, {"colour": np.zeros(3, np.float32)})
+        OpenVino(tiny_base.processor, {"colour": np.zeros(3, np.float32)})

@@ -41,7 +41,7 @@ def open_backend(
                 raise UnavailableError(f'device = "cuda" cannot be used: {error}') from error
             why = f"TensorRT: {error}"
     device = OPENVINO_DEVICES[engine.device]
-    return OpenVino(base.generator, constants, outputs, device, engine.precision, engine.threads), why
+    return OpenVino(base.processor, constants, outputs, device, engine.precision, engine.threads), why
 
 
 def open_tensorrt(engine: Engine, base: Base, name: str, constants: Tensors, references: int, size_px: int) -> Backend:
