@@ -271,7 +271,10 @@ _READ_S = 3
 
 def list_cameras() -> list[CameraInfo]:
     """Every camera that can be opened for reading, real ones first."""
-    from cv2_enumerate_cameras import enumerate_cameras
+    try:
+        from cv2_enumerate_cameras import enumerate_cameras
+    except ModuleNotFoundError as error:
+        raise CameraLostError("looking up cameras needs one more part: pip install 'understudy[call]'") from error
 
     found = []
     for one in enumerate_cameras(_BACKENDS.get(platform.system(), cv2.CAP_ANY)):
