@@ -2,32 +2,51 @@
 
 from __future__ import annotations
 
+from functools import cache
+from pathlib import Path
+
 import numpy as np
+import pytest
 
-from engine.codec import Decoder, Encoder, unwrap
-from engine.frames import Face, NoFace
-from engine.tracker import canonical_face, fit_pose
+from engine.codec import (
+    TIME_WRAP_S,
+    Decoder,
+    Encoder,
+    unwrap,
+)
+from engine.frames import Face
+from plugin.render import read_faces
+
+TALKING = Path(__file__).parents[1] / "plugin" / "assets" / "demo" / "talking.npz"
 
 
-def some_face(time_s: float) -> Face:
-    canonical = canonical_face()
-    rotation = np.diag([1.0, -1.0, -1.0]).astype(np.float32)
-    mesh = canonical.vertices_cm @ rotation.T * 10 + np.array([128, 128, 0])
-    points = np.concatenate([mesh, np.zeros((10, 3))]).astype(np.float32)
-    return Face(points, *fit_pose(points, canonical), 1.0, (256, 256), time_s)
+@cache
+def talking() -> list[Face]:
+    return read_faces(TALKING)[0]
+
+
+def error_percent(found: Face, wanted: Face) -> float:
+    """Mean distance in the picture, % of the distance between the outer eye corners."""
+    unit = np.linalg.norm(wanted.points[33, :2] - wanted.points[263, :2])
+    return float(100 * np.linalg.norm(found.points[:, :2] - wanted.points[:, :2], axis=1).mean() / unit)
 
 
 def test_a_face_comes_back() -> None:
+    faces = talking()[:5]
     encoder, decoder = Encoder(), Decoder()
-    packet = encoder.encode([some_face(0.04), NoFace(0.08)])
+    packet = encoder.encode(faces)
     decoder.feed_header(encoder.header())
-    first, second = decoder.decode(packet)
-    assert isinstance(first.face, Face)
-    assert isinstance(second.face, NoFace)
-    assert np.abs(first.face.points[:468] - some_face(0.04).points[:468]).max() < 1
-    assert first.header_known
-    assert second.sequence == first.sequence + 1
+    coded = decoder.decode(packet)
+    assert [one.sequence for one in coded] == [0, 1, 2, 3, 4]
+    for face, one in zip(faces, coded, strict=True):
+        assert isinstance(one.face, Face)
+        assert error_percent(one.face, face) < 1.0
+        assert one.face.size_px == face.size_px
+        assert one.time_s == one.face.time_s == pytest.approx(face.time_s, abs=6e-4)
+        assert one.header_known
 
 
 def test_unwrap() -> None:
     assert unwrap(3, 255, 256) == 259
+    assert unwrap(250, 258, 256) == 250
+    assert unwrap(1.0, 1000.0, TIME_WRAP_S) == pytest.approx(1.0 + 15 * TIME_WRAP_S)
