@@ -67,6 +67,7 @@ class Enrolment:
         self._advice: list[str] = []
         self._hint = ""
         self._fits = 0
+        self._taken_by_itself = 0
         self._looking = False
         self._looks_back = asyncio.Event()
         self._progress: dict[str, Any] | None = None
@@ -238,6 +239,8 @@ class Enrolment:
     async def _hear(self, said: dict[str, Any]) -> None:
         if "photos" in said:
             self._photos, self._advice = said["photos"], said["advice"]
+            if any(one["id"] == self._taken_by_itself and one["verdict"] == "refused" for one in self._photos):
+                self.takes_by_itself, self._taken_by_itself = False, 0  # it would be taken again and again
             self._waiting = {
                 k: v for k, v in self._waiting.items() if k > max((p["id"] for p in self._photos), default=0)
             }
@@ -284,5 +287,5 @@ class Enrolment:
                 if self._fits >= _FITS_BEFORE_TAKING and self.takes_by_itself and self._looking:
                     self._fits = 0
                     with contextlib.suppress(ValueError):  # the camera went away, or there are photos enough
-                        await self.take()
+                        self._taken_by_itself = await self.take()
             await asyncio.sleep(_LOOK_S)

@@ -79,7 +79,8 @@ class Gate:
 
     def __init__(self, sink: LiveSink) -> None:
         self._sink = sink
-        self._open = False
+        self.sending = False
+        """Whether the virtual camera is open."""
         self.wanted = False
 
     @property
@@ -96,9 +97,9 @@ class Gate:
 
     def open(self) -> None:
         """Harmless when it is open already. Raises `SinkLostError` as the virtual camera does."""
-        if self.wanted and not self._open:
+        if self.wanted and not self.sending:
             self._sink.open()
-            self._open = True
+            self.sending = True
 
     def send(self, frame: Frame) -> None:
         if not self.wanted:
@@ -108,8 +109,8 @@ class Gate:
         self._sink.send(frame)
 
     def close(self) -> None:
-        if self._open:
-            self._open = False
+        if self.sending:
+            self.sending = False
             self._sink.close()
 
 
@@ -203,6 +204,7 @@ class Studio:
         return {
             "state": status.state if status else "no avatar",
             "on_air": self._gate.wanted,
+            "sending": self._gate.sending,
             "problems": status.problems if status else ([alone.problem] if alone and alone.problem else []),
             "avatar": status.avatar if status else "",
             "chosen_avatar": self._chosen_avatar,
@@ -215,6 +217,7 @@ class Studio:
             "pass_through_asks": live.pass_through_asks if live is not None else True,
             "unsaved": self._unsaved() != {},
             "config_path": str(self._save_path),
+            "config_exists": self.config_path is not None,
             "numbers": numbers,
         }
 

@@ -57,6 +57,10 @@ const PREVIEW_WORDS = {
 function situation() {
   const state = wire.state;
   const words = (!state.on_air && PREVIEW_WORDS[state.state]) || WORDS[state.state] || ["", "", "off"];
+  if (state.on_air && !state.sending) {
+    const stuck = state.problems.length > 0;
+    return { title: stuck ? "Not live" : "Going live", text: "Callers see nothing yet", mode: "wait" };
+  }
   const avatar = state.avatar || "the avatar";
   return { title: words[0], text: words[1].replace("{avatar}", avatar), mode: words[2] };
 }
@@ -248,7 +252,7 @@ function page() {
       </div>
     </header>
     <main class=${wire.status === "open" ? "" : "stale"} ?inert=${wire.status !== "open"}>
-      <div class="left">${stage()} ${sides()} ${numbers()}</div>
+      <div class="left">${stage()}<div class="below">${sides()} ${numbers()}</div></div>
       <div class="right">${avatars()} ${look()} ${keep()}</div>
     </main>
     <p class="said" role="status">${local.said ? html`<span>${local.said}</span>` : nothing}</p>
@@ -340,27 +344,24 @@ function numbers() {
   if (!told.stages_ms) return nothing;
   const drops = Object.values(told.drops).reduce((sum, count) => sum + count, 0);
   const stage = (name, label, mark) =>
-    html`<span class=${mark}>${label} ${told.stages_ms[name] === undefined ? "–" : told.stages_ms[name].toFixed(1)}</span>`;
+    html`<span class=${mark}>${label} ${whole(told.stages_ms[name])}</span>`;
   return html`<section class="numbers" aria-label="Numbers">
     <div class="number">
-      <h3>Glass to glass</h3>
-      <p class="value">${whole(told.glass_p50_ms)}<small> ms</small></p>
-      <p class="legend"><span class="first">half below ${whole(told.glass_p50_ms)}</span> <span class="third">95 % below ${whole(told.glass_p95_ms)}</span></p>
+      <div><h3>Glass to glass</h3><p class="value">${whole(told.glass_p50_ms)}<small> ms</small></p></div>
       ${charts.glass.element}
+      <p class="legend"><span class="first">median</span> <span class="third">95 % below ${whole(told.glass_p95_ms)} ms</span></p>
     </div>
     <div class="number">
-      <h3>Pictures a second</h3>
-      <p class="value">${told.fps.toFixed(0)}<small> fps</small></p>
-      <p class="legend"><span>${drops} replaced by newer ones</span></p>
+      <div><h3>Pictures</h3><p class="value">${told.fps.toFixed(0)}<small> a second</small></p></div>
       ${charts.fps.element}
+      <p class="legend"><span>${drops} overtaken by newer ones</span></p>
     </div>
     <div class="number">
-      <h3>Stages</h3>
-      <p class="value">${whole((told.stages_ms.tracker ?? 0) + (told.stages_ms.draw ?? 0))}<small> ms</small></p>
-      <p class="legend">${stage("draw", "draw", "first")} ${stage("tracker", "track", "second")} ${stage("send", "send", "third")}</p>
+      <div><h3>Work</h3><p class="value">${whole((told.stages_ms.tracker ?? 0) + (told.stages_ms.draw ?? 0))}<small> ms</small></p></div>
       ${charts.stages.element}
+      <p class="legend">${stage("draw", "draw", "first")} ${stage("tracker", "track", "second")} ${stage("send", "send", "third")}</p>
     </div>
-    <p class="muted backend">${told.backend}${wire.state.sink ? ` → ${wire.state.sink}` : ""}</p>
+    <p class="muted backend" title=${told.backend}>${told.backend}</p>
   </section>`;
 }
 
@@ -479,8 +480,11 @@ const toggle = (name, label, about) => html`<label class="switch" title=${about}
 function keep() {
   return html`<section class="keep" aria-label="Config file">
     <button @click=${save} ?disabled=${!wire.state.unsaved} data-do="save">Save to config.toml</button>
-    <p class="muted">${wire.state.unsaved ? "Not saved yet; otherwise it lasts until the program ends." : "All of this is in"}
-      ${wire.state.unsaved ? nothing : html`<span class="path" title=${wire.state.config_path}>${wire.state.config_path}</span>`}</p>
+    <p class="muted">${wire.state.unsaved
+      ? "Changes last until the program ends, unless they are saved."
+      : wire.state.config_exists
+        ? html`Saved in <span class="path">${wire.state.config_path}</span>`
+        : "Nothing was changed yet."}</p>
     ${wrong("save")}
   </section>`;
 }

@@ -3,7 +3,7 @@
 import uPlot from "./vendor/uplot/uPlot.esm.js";
 
 const KEPT = 120;
-const HEIGHT_PX = 64;
+const HEIGHT_PX = 42;
 
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
@@ -52,7 +52,7 @@ export class Chart {
       height: HEIGHT_PX,
       cursor: { show: false },
       legend: { show: false },
-      padding: [6, 2, 2, 0],
+      padding: [7, 2, 7, 0],
       scales: {
         x: { time: false, range: (_, low, high) => [Math.max(low ?? 0, (high ?? 0) - KEPT), (high ?? 0) || 1] },
         y: { range: (_, low, high) => [0, Math.max(this.least, (high ?? 0) * 1.1)] },
@@ -66,7 +66,7 @@ export class Chart {
           font: "11px system-ui, sans-serif",
           grid,
           ticks: { show: false },
-          splits: (_u, _i, low, high) => [low, high / 2, high].map((value) => Math.round(value)),
+          splits: (_u, _i, low, high) => [low, high].map((value) => Math.round(value)),
         },
       ],
       series: [
