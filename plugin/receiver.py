@@ -46,6 +46,8 @@ _NEW_CODE_S = 20.0
 """A sender that is gone for so long without a word may not come back: somebody else is welcome too."""
 _SIGNAL_S = 1.0
 """Faces that stay away for so long are worth a word on the picture."""
+_CARD_FPS = 5.0
+"""Words alone need no more pictures a second."""
 _CROSSFADE_S = 0.3
 _WAKE_S = 0.2
 _MAX_VOICE_DELAY_S = 0.5
@@ -171,7 +173,8 @@ class Screen:
         try:
             while not self._stopping.is_set():
                 self._one()
-                due_s = max(due_s + 1 / self._fps, self._clock() - 1 / self._fps)
+                fps = self._fps if self._renderer is not None else min(self._fps, _CARD_FPS)
+                due_s = max(due_s + 1 / fps, self._clock() - 1 / fps)
                 self._stopping.wait(max(due_s - self._clock(), 0.0))
         except (OSError, ValueError) as error:
             self.failure = error
@@ -187,12 +190,16 @@ class Screen:
             sender_s, last_s = self._jitter.sender_s(now), self._last_face_s
         picture = self._drawn(shown, now)
         if isinstance(shown.face, Face) and self._renderer is not None:
-            self.first_face_s = self.first_face_s or now
+            if self.first_face_s is None:
+                self.first_face_s = now
+                log.info("the first face, at %.3f", time.time())
             words = ""
         if not words and last_s is not None and now - last_s > _SIGNAL_S:
             words = f"no signal for {now - last_s:.0f} s"
         elif not words and self._renderer is None:
             words = "the sender's avatar is on its way"
+        elif not words and shown.showing == "waiting":
+            words = "connected, waiting for a face"
         if words or picture is None:
             picture = self._written(picture, words)
         self.picture = Picture(words, shown.showing, shown.delay_ms, sender_s)
@@ -389,7 +396,7 @@ class Receiver:
             await transport.connected()
             self.connections += 1
             self._say("connected")
-            self.screen.say("connected, waiting for a face")
+            self.screen.say("")
             if transport.voice_received is not None:
                 self._start(self._hear(transport))
             while transport.state not in ("failed", "closed"):
@@ -468,7 +475,8 @@ class Receiver:
         try:
             avatar = self._incoming.preview(payload)
         except AvatarTransferError as error:
-            return self._refuse(transport, error)
+            self._refuse(transport, error)
+            return
         await self._dress(avatar, f"a preview of {len(payload) / 1000:.0f} kB")
         if transport.state == "connected" and not self._incoming.complete:
             await transport.send_message("avatar/want", self._incoming.wanted())

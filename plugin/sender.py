@@ -45,6 +45,8 @@ _PATIENCE_S = 2.0
 """A line that is interrupted for so long is given up for a new one."""
 _WAKE_S = 0.2
 _RETRY_S = 1.0
+_STALE_S = 0.4
+"""A face that waited for so long (for a line, for the tracker) is not worth its bytes."""
 
 
 def ice_servers(config: Config) -> IceServers:
@@ -424,9 +426,10 @@ class Sender:
         """The transport has room for a packet now: everything that was seen since the last."""
         if self._transport is None or not self._faces:
             return
-        seen = [self._faces.popleft() for _ in range(len(self._faces))]
-        self._encoder.quality = self._rate.quality
         now = time.monotonic()
+        seen = [self._faces.popleft() for _ in range(len(self._faces))]
+        seen = [face for face in seen if now - face.time_s < _STALE_S] or seen[-1:]
+        self._encoder.quality = self._rate.quality
         self._meter.add("waited", (now - seen[-1].time_s) * 1e3)
         for _ in seen:
             self._meter.add("faces")
