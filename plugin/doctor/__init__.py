@@ -23,6 +23,7 @@ CHECKS: tuple[Check, ...] = (
     *installation.CHECKS,
     Check("program.load", "libraries", selftest.loads, 35.0),
     *machine.CHECKS,
+    Check("machine.card", "graphics card", selftest.card, 25.0),
     *files.CHECKS,
     *cameras.CHECKS,
     *virtual.CHECKS,

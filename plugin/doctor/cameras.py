@@ -97,13 +97,23 @@ def devices_found(system: System, request: Request) -> Finding:
         listed = [one for one in list_cameras() if not one.virtual]
         if not listed:
             return red("no camera was found", "plug one in, and look whether the system's own camera program sees it")
-        return green(", ".join(one.name for one in listed), cameras=[one.name for one in listed])
+        return _wanted(request, {one.name: one.path for one in listed})
     there = real(system)
     if not there:
         why, advice = _why_none(system)
         return red(f"no camera: {why}", advice, cameras=[])
-    told = ", ".join(f"{one.name or 'camera'} ({one.path})" for one in there)
-    return green(told, cameras=[str(one.path) for one in there])
+    return _wanted(request, {f"{one.name or 'camera'} ({one.path})": str(one.path) for one in there})
+
+
+def _wanted(request: Request, there: dict[str, str]) -> Finding:
+    """Whether the one that the settings name is among them (name -> path)."""
+    from engine.config import load
+
+    told, facts = ", ".join(there), {"cameras": list(there.values())}
+    name = load(request.config).camera.name
+    if name and not any(name.lower() in one.lower() for one in there):
+        return red(f"there is no camera {name!r} (camera.name), only {told}", 'set camera.name = ""', **facts)
+    return green(told, **facts)
 
 
 def permission(system: System, request: Request) -> Finding | None:

@@ -432,7 +432,28 @@ def _camera(asked: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-_STAGES: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {"load": _load, "loop": _loop, "camera": _camera}
+def _card_stage(asked: dict[str, Any]) -> dict[str, Any]:
+    """The NVIDIA card as the renderer would open it, and OpenVINO's devices."""
+    from engine.backends import UnavailableError, cuda
+    from engine.backends.openvino import core
+
+    told: dict[str, Any] = {"openvino": core().available_devices}
+    try:
+        card = cuda.open_card()
+        from engine.backends.tensorrt import flavour_for
+
+        told |= {"card": card.name, "capability": card.capability, "tensorrt": flavour_for(card.capability).described}
+    except UnavailableError as error:
+        told["why"] = str(error)
+    return told
+
+
+_STAGES: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    "load": _load,
+    "card": _card_stage,
+    "loop": _loop,
+    "camera": _camera,
+}
 
 
 # --- in the doctor's ---
@@ -499,6 +520,47 @@ def loads(system: System, request: Request) -> Finding:
         cure = next((cure for mark, cure in _CURES if mark in why), install_command(system, _PARTS.get(name, "")))
         return (yellow if name in _PARTS and len(trouble) == 1 else red)(f"{name} does not load: {why}", cure, **told)
     return green(f"all load ({sum(told['ms'].values()) / 1e3:.1f} s)", **told)
+
+
+def _has_nvidia_card(system: System) -> bool:
+    """By its number on the PCI bus, so a card without a driver counts."""
+    devices = [f"/sys/bus/pci/devices/{name}" for name in system.names("/sys/bus/pci/devices")]
+    return any(
+        system.text(f"{one}/vendor") == "0x10de" and system.text(f"{one}/class").startswith("0x03") for one in devices
+    )
+
+
+def card(system: System, request: Request) -> Finding | None:
+    """Whether what `engine.device` asks for is there, and whether an NVIDIA card that is there can be used."""
+    from engine.config import load
+
+    wanted = load(request.config).engine.device
+    if wanted == "cpu" or system.platform == "darwin":
+        return None
+    absent = system.linux and not _has_nvidia_card(system)
+    if wanted == "auto" and absent:
+        return green("no NVIDIA card: the processor draws", wanted=wanted)
+    if wanted == "cuda" and absent:
+        return red('engine.device = "cuda", and there is no NVIDIA card', 'set engine.device = "auto"', wanted=wanted)
+    told = ask(system, ["card"], 20.0).get("card", {})
+    if "error" in told:
+        return red(f"asking the graphics card: {told['error']}", 'set engine.device = "cpu"', **told)
+    if wanted in ("gpu", "npu"):
+        found = [one for one in told["openvino"] if one.startswith(wanted.upper())]
+        if not found:
+            return red(
+                f"engine.device = {wanted!r}, and OpenVINO finds only {', '.join(told['openvino'])}",
+                'set engine.device = "auto", or install the driver that OpenVINO\'s page on this device names',
+                **told,
+            )
+        return green(f"OpenVINO finds {', '.join(found)}", **told)
+    if "why" in told:
+        cause, _, cure = told["why"].partition("; to use it: ")
+        if wanted == "auto" and not system.linux and "no NVIDIA driver" in cause:
+            return green("no NVIDIA driver: the processor draws", **told)
+        level = red if wanted == "cuda" else yellow
+        return level(f"the NVIDIA card cannot be used: {cause}", cure or "see the message", **told)
+    return green(f"{told['card']}, {told['tensorrt']}", **told)
 
 
 class SelfTest:

@@ -153,7 +153,16 @@ def device(system: System, request: Request) -> Finding | None:
             reload(),
             **facts,
         )
-    chosen = free[0]
+    from engine.config import load
+
+    wanted = load(request.config).camera.device
+    chosen = next((one for one in free if not wanted or str(one.path) == wanted), None)
+    if chosen is None:
+        return red(
+            f"{wanted} (camera.device) is not a virtual camera that is free; {free[0].path} is",
+            'set camera.device = "" in your settings',
+            **facts,
+        )
     if chosen.name.startswith(_DEFAULT_LABEL):
         return yellow(f"{chosen.path} is called {chosen.name!r} in every call", reload(), **facts)
     names = [one.name for one in there]
