@@ -63,10 +63,18 @@ FACE_CHANNEL, MESSAGE_CHANNEL = 0, 1
 _CHUNK = struct.Struct("!BB")
 _BEGIN = struct.Struct("!IB")
 _BEGIN_TYPE, _MORE_TYPE, _ACK_TYPE = 1, 2, 3
-_CHUNK_BYTES = 4096
-_BACKGROUND_CHUNK_BYTES = 256
-_BACKGROUND_DELAY_S = 0.06
-"""How much delay of its own a background message may put into the line (as LEDBAT, RFC 6817, does)."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Pace:
+    delay_s: float
+    """How much delay of its own a message may put into the line (the idea of LEDBAT, RFC 6817)."""
+    chunk_bytes: int
+    first_window: float
+
+
+_QUICK = _Pace(0.5, 1024, 2.0)
+_BACKGROUND = _Pace(0.06, 256, 1.0)
 
 _SDP_ERRORS = (
     ValueError,
@@ -293,9 +301,21 @@ class Transport:
 
     @voice_kbps.setter
     def voice_kbps(self, kbps: float) -> None:
+        if not 6 <= kbps <= 64:
+            raise ValueError(f"a voice takes 6 to 64 kbit/s, not {kbps:g}")
         self._voice_kbps = kbps
         if self._carrier is not None:
             self._carrier.kbps = kbps
+
+    @property
+    def muted(self) -> bool:
+        """No voice leaves this side; faces go on. Also what keeps a thin line free for a message that must be quick."""
+        return self._carrier is not None and self._carrier.muted
+
+    @muted.setter
+    def muted(self, muted: bool) -> None:
+        if self._carrier is not None:
+            self._carrier.muted = muted
 
     @property
     def voice_received(self) -> VoiceReceived | None:
@@ -353,10 +373,11 @@ class Transport:
     # --- messages ----------------------------------------------------------------------------------------------
 
     async def send_message(self, kind: str, payload: bytes, *, background: bool = False) -> None:
-        """Sends a message reliably, in chunks, and returns when the line has taken all of it.
+        """Sends a message reliably, in chunks, and returns when the other side has all of it.
 
-        `background`: wait for the other side's receipts, and send only as fast as the line's delay stays low, so that
-        faces and voice do not notice. Messages of several kinds may be under way at once.
+        Chunks go out as fast as the line takes them, which shows in how long their receipts take: half a second of
+        delay of its own is what a message may put into the line, and 60 ms if it is in the `background`, where faces
+        and voice must not notice. Messages of several kinds may be under way at once.
         Raises `TransportError` when the connection ends before.
         """
         told = kind.encode()
@@ -368,39 +389,31 @@ class Transport:
         number = self._next_message % 256
         self._next_message += 1
         head = _CHUNK.pack(_BEGIN_TYPE, number) + _BEGIN.pack(len(payload), len(told)) + told
-        if background:
-            await self._send_in_background(number, head, payload)
-        else:
-            await self._send_now(number, head, payload)
-
-    async def _send_now(self, number: int, head: bytes, payload: bytes) -> None:
-        for at in range(0, max(len(payload), 1), _CHUNK_BYTES):
-            await self._hand_over((_CHUNK.pack(_MORE_TYPE, number) if at else head) + payload[at : at + _CHUNK_BYTES])
-
-    async def _send_in_background(self, number: int, head: bytes, payload: bytes) -> None:
-        """A window of unacknowledged chunks that grows while the line's delay stays low and shrinks when it rises."""
-        receipts: asyncio.Queue[None] = asyncio.Queue()
-        self._acks[number] = receipts
-        sent_s: deque[float] = deque()
-        window, least_s, at = 1.0, float("inf"), 0
+        self._acks[number] = asyncio.Queue()
         try:
-            while at < len(payload) or sent_s or not at:
-                while (at < len(payload) or not at) and len(sent_s) < window:
-                    # A window that grew large sends larger chunks instead of more of them.
-                    size = _BACKGROUND_CHUNK_BYTES * min(max(int(window), 1), 32)
-                    prefix = _CHUNK.pack(_MORE_TYPE, number) if at else head
-                    await self._hand_over(prefix + payload[at : at + size])
-                    sent_s.append(self._loop.time())
-                    at += size
-                await self._alive(receipts.get())
-                delay_s = self._loop.time() - sent_s.popleft()
-                least_s = min(least_s, delay_s)
-                if delay_s - least_s < _BACKGROUND_DELAY_S:
-                    window = min(window + 1 / window, 64.0)
-                else:
-                    window = max(window / 2, 1.0)
+            await self._send_chunks(number, head, payload, _BACKGROUND if background else _QUICK)
         finally:
             del self._acks[number]
+
+    async def _send_chunks(self, number: int, head: bytes, payload: bytes, pace: _Pace) -> None:
+        """A window of chunks without receipt that grows while the line's delay stays low and shrinks when it rises."""
+        sent_s: deque[float] = deque()
+        window, least_s, at, doubling, shrunk_s = pace.first_window, float("inf"), 0, pace.first_window > 1, 0.0
+        while at < len(payload) or sent_s or not at:
+            while (at < len(payload) or not at) and len(sent_s) < window:
+                # A window that grew large sends larger chunks: fewer receipts.
+                size = pace.chunk_bytes * min(max(int(window) // 8, 1), 16)
+                await self._hand_over((_CHUNK.pack(_MORE_TYPE, number) if at else head) + payload[at : at + size])
+                sent_s.append(self._loop.time())
+                at += size
+            await self._alive(self._acks[number].get())
+            chunk_s = sent_s.popleft()
+            delay_s = self._loop.time() - chunk_s
+            least_s = min(least_s, delay_s)
+            if delay_s - least_s < pace.delay_s:
+                window = min(window + (1.0 if doubling else 1 / window), 64.0)
+            elif chunk_s > shrunk_s:  # once for all chunks that were under way
+                window, doubling, shrunk_s = max(0.7 * window, 1.0), False, self._loop.time()
 
     async def _hand_over(self, chunk: bytes) -> None:
         while self._messages.bufferedAmount:
@@ -434,7 +447,7 @@ class Transport:
             self._acks[number].put_nowait(None)
             return None
         # A large message comes as fast as the line can; only small chunks can come too often.
-        if len(chunk) < _BACKGROUND_CHUNK_BYTES and not self._admitted():
+        if len(chunk) < _BACKGROUND.chunk_bytes and not self._admitted():
             return None
         if what == _BEGIN_TYPE:
             if len(rest) < _BEGIN.size:
@@ -489,6 +502,7 @@ class Transport:
         return {
             "state": self.state,
             "route": self._route,
+            "packet_ms": self._packet_ms,
             "rtt_ms": self._rtt_ms,
             "loss": self._loss,
             "silent_s": self._loop.time() - self._heard_s if self._heard_s else None,

@@ -86,6 +86,8 @@ class Carrier(MediaStreamTrack):
         self._count = 0
         self._ticks = 0
         self.kbps = kbps
+        self.muted = False
+        """The voice is listened to and thrown away; faces go on."""
 
     def load(self, face: bytes) -> int:
         """A face for the next packet; returns 1 when it took the place of one that has not left."""
@@ -109,6 +111,8 @@ class Carrier(MediaStreamTrack):
         if self.on_room is not None:
             self.on_room()
         face, self._face = self._face or b"", None
+        if opus.silent and not face:
+            return await self.recv()
         told = self._voice is not None and self._count % _CLOCK_EVERY == 0
         self._count += 1
         packet = Packet(mount(opus, Rider(face, ticks if told else None)))
@@ -136,8 +140,9 @@ class Carrier(MediaStreamTrack):
                     self._encoder.kbps = self.kbps
                 assert isinstance(frame, AudioFrame)
                 for made in self._encoder.encode(frame):
-                    self._packets.append(made)
-                    self._ready.set()
+                    if not self.muted:
+                        self._packets.append(made)
+                        self._ready.set()
         except MediaStreamError:
             pass  # the voice has ended; faces go on in packets without sound
 
