@@ -9,7 +9,7 @@ PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --n
 # cv2 needs these from the system: library -> package
 NEEDED := libGL.so.1:libgl1 libgthread-2.0.so.0:libglib2.0-0
 
-.PHONY: demo test check bench clean libraries
+.PHONY: demo test check bench bench-link clean libraries
 
 demo: $(STAMP)
 	$(VENV)/bin/understudy demo
@@ -24,6 +24,10 @@ check: $(STAMP)
 
 bench: $(STAMP)
 	$(VENV)/bin/understudy bench
+
+# root: it makes network namespaces
+bench-link: $(STAMP)
+	$(VENV)/bin/python -m plugin.bench_link
 
 clean:
 	rm -rf $(VENV) .ruff_cache .pytest_cache .hypothesis demo bench

@@ -73,7 +73,7 @@ class _Pace:
     first_window: float
 
 
-_QUICK = _Pace(0.5, 1024, 2.0)
+_QUICK = _Pace(0.5, 1024, 4.0)
 _BACKGROUND = _Pace(0.06, 256, 1.0)
 
 _SDP_ERRORS = (
