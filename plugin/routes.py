@@ -2,13 +2,14 @@
 
 An Opus packet of code 3 may end in padding, which every Opus decoder skips (RFC 6716, 3.2.5). The face travels there,
 so that beside a voice it costs no headers, and arrives with the very sound it belongs to. The RFC asks encoders to
-write zeros there and decoders to accept anything; what is written here is laid out as draft-ietf-mlcodec-opus-extension
-has it, one long extension of an experimental identifier, so that a decoder which reads extensions passes over it too.
+write zeros there, and decoders to accept anything.
 
-    padding := 0xF2 flags [clock u32] face...      (0xF2: identifier 121, L = 0: all that is left of the packet)
-    flags   bit 0: `clock` follows: the RTP timestamp that this packet would have, were it not for RTP's random origin
-            bits 1..7: zero; a packet with any of them set is of a later version and its rider is ignored
+    padding := 0x00 what [clock u32] face...
+    what    0xFA: a face; 0xFB: `clock`, and then the face; anything else is not ours and is ignored
+    clock   the RTP timestamp that this packet would have, were it not for RTP's random origin
 
+The zero is for two kinds of decoder: FFmpeg's own reads a byte beyond the end of a frame, and sounds different when it
+is not zero; and one that looks for extensions (draft-ietf-mlcodec-opus-extension) takes it for plain padding.
 Without a voice the same packet carries frames of no length, which an Opus decoder takes for silence (3.2.1).
 """
 
@@ -17,8 +18,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
-MARK = 0xF2
-HAS_CLOCK = 0x01
+FACE, CLOCK_AND_FACE = 0xFA, 0xFB
 CLOCK_HZ = 48000
 """Ticks a second of an Opus stream's RTP timestamps (RFC 7587, 4.1)."""
 MAX_FRAMES = 48
@@ -164,19 +164,17 @@ def mount(opus: Opus, rider: Rider) -> bytes:
     if not rider.face and rider.clock is None:
         return join(opus)
     if rider.clock is None:
-        padding = bytes([MARK, 0]) + rider.face
+        padding = bytes([0, FACE]) + rider.face
     else:
-        padding = struct.pack("!BBI", MARK, HAS_CLOCK, rider.clock % 2**32) + rider.face
+        padding = struct.pack("!BBI", 0, CLOCK_AND_FACE, rider.clock % 2**32) + rider.face
     return join(Opus(opus.config, opus.frames, padding))
 
 
 def dismount(opus: Opus) -> Rider:
     """What rides in a packet; an empty rider when it is not ours. Never raises: padding may hold anything."""
     padding = opus.padding
-    if len(padding) < 2 or padding[0] != MARK or padding[1] & ~HAS_CLOCK:
-        return Rider(b"")
-    if not padding[1] & HAS_CLOCK:
+    if padding[:2] == bytes([0, FACE]):
         return Rider(padding[2:])
-    if len(padding) < 6:
-        return Rider(b"")
-    return Rider(padding[6:], int.from_bytes(padding[2:6], "big"))
+    if padding[:2] == bytes([0, CLOCK_AND_FACE]) and len(padding) >= 6:
+        return Rider(padding[6:], int.from_bytes(padding[2:6], "big"))
+    return Rider(b"")
