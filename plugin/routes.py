@@ -10,7 +10,7 @@ write zeros there, and decoders to accept anything.
 
 The zero is for two kinds of decoder: FFmpeg's own reads a byte beyond the end of a frame, and sounds different when it
 is not zero; and one that looks for extensions (draft-ietf-mlcodec-opus-extension) takes it for plain padding.
-Without a voice the same packet carries frames of no length, which an Opus decoder takes for silence (3.2.1).
+Without a voice the same packet holds 20 ms of silence, in two bytes.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ class Opus:
 
     @property
     def silent(self) -> bool:
-        """No frame holds any sound: a carrier for its rider, or the sender's voice detection saving bits."""
-        return not any(self.frames)
+        """No frame holds any sound: a carrier for its rider, or an encoder that saves bits."""
+        return all(frame in (b"", b"\xff\xfe") for frame in self.frames)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +55,10 @@ class Rider:
     """Ticks of the sender's own clock, modulo 2**32."""
 
 
+SILENCE = Opus(0xF8, (b"\xff\xfe",))
+"""20 ms of CELT with its silence flag set; a frame of no bytes would do for libopus, but FFmpeg's own decoder hisses."""
+
+
 def frame_ms(config: int) -> float:
     """Duration of one frame by the upper five bits of the TOC byte (RFC 6716, table 2)."""
     number = config >> 3
@@ -63,12 +67,6 @@ def frame_ms(config: int) -> float:
     if number < 16:
         return (10.0, 20.0)[number % 2]
     return (2.5, 5.0, 10.0, 20.0)[number % 4]
-
-
-def silence(packet_ms: int) -> Opus:
-    """A packet of `packet_ms` (20, 40 or 60) without sound: SILK, wide band, mono, one frame of no bytes."""
-    number = {20: 9, 40: 10, 60: 11}[packet_ms]
-    return Opus(number << 3, (b"",))
 
 
 def split(packet: bytes) -> Opus:

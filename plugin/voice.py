@@ -16,7 +16,7 @@ from av import AudioFrame, AudioResampler, CodecContext, Packet
 from av.audio.codeccontext import AudioCodecContext
 from av.error import FFmpegError
 
-from plugin.routes import CLOCK_HZ, Opus, Rider, join, mount, silence, split
+from plugin.routes import CLOCK_HZ, SILENCE, Opus, Rider, join, mount, split
 
 _TIME_BASE = fractions.Fraction(1, CLOCK_HZ)
 _CLOCK_EVERY = 16
@@ -105,7 +105,7 @@ class Carrier(MediaStreamTrack):
         if self._voice is None:
             await self._ready.wait()
             self._ready.clear()
-            opus, ticks = silence(self._packet_ms), int(time.monotonic() * CLOCK_HZ)
+            opus, ticks = SILENCE, int(time.monotonic() * CLOCK_HZ)
         else:
             opus, ticks = await self._next_sound()
         if self.on_room is not None:
@@ -127,7 +127,7 @@ class Carrier(MediaStreamTrack):
             try:
                 await asyncio.wait_for(self._ready.wait(), 1.5e-3 * self._packet_ms)
             except TimeoutError:
-                return silence(self._packet_ms), self._ticks + CLOCK_HZ * self._packet_ms // 1000
+                return SILENCE, self._ticks + CLOCK_HZ * self._packet_ms // 1000
         opus, self._ticks = self._packets.popleft()
         return opus, self._ticks
 
