@@ -172,7 +172,7 @@ class Live:
         self._card = cards.test_card(sink.size_px)
         self._private_card = cards.private_card(sink.size_px)
         self._face_now = False
-        self._drawn = False
+        self._drawn: Image | None = None
         self._passed: Frame | None = None
         self._flipped: Image = np.empty_like(self._card)
         self._sent_s = self._sink_due_s = self._load_due_s = float("-inf")
@@ -328,7 +328,7 @@ class Live:
             return "failed" if "avatar" in self._problems else "starting"
         if "generator" in self._problems or "tracker" in self._problems:
             return "failed"
-        if "camera" in self._problems:
+        if "camera" in self._problems or (self._seen is not None and self._camera_is_silent()):
             return "no camera"
         if self._seen is None:
             return "starting"
@@ -428,14 +428,14 @@ class Live:
             news = frame is not self._passed
             self._passed = frame
             return cover(frame.rgb, self._sink.size_px), frame.time_s if news else None
-        if self._held and self._output is not None:
-            return self._output, None
+        if self._held and self._drawn is not None:
+            return self._drawn, None
         puppet = self._puppet
         if puppet is None:
             return self._card, None
         if seen is None:
-            if self._output is not None and not self._camera_is_silent() and self._drawn:
-                return self._output, None
+            if self._drawn is not None and not self._camera_is_silent():
+                return self._drawn, None
             tracked: Face | NoFace = NoFace(self._clock())
         else:
             tracked = seen.face
@@ -450,13 +450,13 @@ class Live:
             told = " ".join(str(error).split())
             self._problem("avatar", f"the avatar {puppet.name!r} cannot be drawn ({told}); it is loaded again")
             self._card = cards.telling_card(self._sink.size_px, "Understudy: the avatar is loaded again")
-            self._puppet, self._drawn = None, False
+            self._puppet = self._drawn = None
             return self._card, None
         if self._settings.mirror_output:
-            picture = cv2.flip(picture, 1, dst=self._flipped)
-        self._drawn = True
+            picture = np.asarray(cv2.flip(picture, 1, dst=self._flipped), np.uint8)
+        self._drawn = picture
         self._meter.add("draw", (self._clock() - began) * 1e3)
-        return np.asarray(picture, np.uint8), tracked.time_s if seen is not None else None
+        return picture, tracked.time_s if seen is not None else None
 
     def _camera_is_silent(self) -> bool:
         frame = self._camera_frame
