@@ -8,6 +8,7 @@ import re
 import socket
 
 from plugin.doctor.findings import Check, Finding, Request, green, red, yellow
+from plugin.doctor.settings import read_settings
 from plugin.doctor.system import System
 
 
@@ -27,28 +28,35 @@ def sound(system: System, request: Request) -> Finding | None:
             "sudo apt install pipewire-pulse   (then log in again)",
             servers=[],
         )
-    listed = system.answer("pactl", "list", "short", "sources")
-    if listed is None:
+    microphone = system.answer("pactl", "get-default-source")
+    if microphone is None:
         return yellow(
-            f"{servers[0]} runs, but pactl, which makes a delayed microphone, does not answer",
+            f"{servers[0]} runs, but pactl, which makes a delayed microphone, is not there or does not answer",
             "sudo apt install pulseaudio-utils",
             servers=servers,
         )
-    names = [line.split("\t")[1] for line in listed.splitlines() if line.count("\t") >= 1]
-    microphones = [name for name in names if not name.endswith(".monitor")]
-    facts = {"servers": servers, "microphones": microphones}
-    if not microphones:
+    facts = {"servers": servers, "microphone": microphone}
+    if not microphone or microphone.endswith(".monitor"):
         return yellow(
-            f"{servers[0]} runs and knows no microphone", "plug one in; then: pactl list short sources", **facts
+            f"{servers[0]} runs and knows no microphone", "plug one in; then: pactl get-default-source", **facts
         )
-    return green(f"{servers[0]}, {len(microphones)} microphone{'' if len(microphones) == 1 else 's'}", **facts)
+    return green(f"{servers[0]}; the microphone can be made as late as the picture (--delay-voice)", **facts)
+
+
+def window(system: System, request: Request) -> Finding:
+    """Whether the preview window can be opened; the call does without."""
+    from plugin.window import can_show
+
+    refusal = can_show()
+    if not refusal:
+        return green("a preview can be shown")
+    cause, _, cure = refusal.partition(": ")
+    return yellow(f"no preview: {cause}", cure or "understudy camera --no-window, or understudy panel in a browser")
 
 
 def ports(system: System, request: Request) -> Finding:
     """Every setting called `port`, and any free one for the panel."""
-    from engine.config import load
-
-    settings = load(request.config)
+    settings = read_settings(request)
     wanted = {
         f"{section.name}.port": port
         for section in dataclasses.fields(settings)
@@ -85,5 +93,6 @@ def _listening(system: System, port: int) -> str:
 
 CHECKS = (
     Check("around.sound", "sound", sound),
+    Check("around.window", "window", window),
     Check("around.ports", "ports", ports),
 )

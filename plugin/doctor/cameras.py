@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from plugin.doctor.findings import Check, Finding, Request, green, red, yellow
+from plugin.doctor.settings import read_settings
 from plugin.doctor.system import System
 from plugin.doctor.v4l2 import Capability, Mode
 
@@ -107,10 +108,8 @@ def devices_found(system: System, request: Request) -> Finding:
 
 def _wanted(request: Request, there: dict[str, str]) -> Finding:
     """Whether the one that the settings name is among them (name -> path)."""
-    from engine.config import load
-
     told, facts = ", ".join(there), {"cameras": list(there.values())}
-    name = load(request.config).camera.name
+    name = read_settings(request).camera.name
     if name and not any(name.lower() in one.lower() for one in there):
         return red(f"there is no camera {name!r} (camera.name), only {told}", 'set camera.name = ""', **facts)
     return green(told, **facts)

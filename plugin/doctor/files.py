@@ -10,6 +10,7 @@ from pathlib import Path
 
 from plugin.doctor.findings import Check, Finding, Request, green, red, yellow
 from plugin.doctor.installation import install_command
+from plugin.doctor.settings import read_settings, settings_path
 from plugin.doctor.system import System
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
@@ -121,11 +122,11 @@ def avatars(system: System, request: Request) -> Finding:
 
 
 def config(system: System, request: Request) -> Finding:
-    from engine.config import load, shipped_path
+    from engine.config import shipped_path
 
-    path = request.config or shipped_path()
+    path = settings_path(request) or shipped_path()
     try:
-        settings = load(request.config)
+        settings = read_settings(request)
     except (ValueError, OSError) as error:
         return red(str(error), f"mend that line of {path}, or leave it out: then the shipped value counts", path=path)
     if settings.render.image is not None and not settings.render.image.is_file():

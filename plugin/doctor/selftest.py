@@ -16,7 +16,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +23,7 @@ from plugin.doctor.cameras import real
 from plugin.doctor.findings import Check, Finding, Request, green, red, yellow
 from plugin.doctor.installation import install_command
 from plugin.doctor.machine import load as busy
+from plugin.doctor.settings import read_settings, settings_path
 from plugin.doctor.system import ROOT, System
 
 if TYPE_CHECKING:
@@ -308,7 +308,7 @@ def _loop(asked: dict[str, Any]) -> dict[str, Any]:
     from plugin.sinks import NoCamera, SinkLostError, VirtualCamera
 
     config = load(Path(asked["config"]) if asked["config"] else None)
-    camera, name = config.camera, _avatar(asked["avatar"] or camera_avatar(config))
+    camera, name = config.camera, _avatar(asked["avatar"] or config.camera.avatar)
     size_px, told = camera.picture_px, {"avatar": name, "wanted_fps": camera.fps, "size_px": config.render.size_px}
     sink: Any = NoCamera(size_px, camera.fps)
     if asked["virtual"]:
@@ -349,26 +349,22 @@ def _loop(asked: dict[str, Any]) -> dict[str, Any]:
     if reader is not None:
         told["device"] = sink.name
         told |= _back(reader, list(witness.sent))
-        told["takes_again"] = _takes_again(sink.name)
+        told["takes_again"] = _takes_again(sink.name, 1.0 * asked["patience"])
     return told
 
 
-def camera_avatar(config: Config) -> str | None:
-    return config.camera.avatar or None
-
-
-def _avatar(asked: str | None) -> str | None:
-    """The avatar that was asked for, else the first that can be used, else None."""
+def _avatar(asked: str) -> str | None:
+    """The avatar that was asked for, else the last one used, else the first that can be used, else None."""
     from engine import avatar
     from engine.base import open_base
+    from plugin.memory import recall
 
-    if asked is not None:
+    if asked:
         return asked
     base = open_base().sha256
-    for listed in avatar.listing():
-        if listed.header is not None and listed.header.base == base:
-            return listed.path.stem
-    return None
+    usable = [one.path.stem for one in avatar.listing() if one.header is not None and one.header.base == base]
+    last = recall("avatar")
+    return last if last in usable else next(iter(usable), None)
 
 
 def _back(reader: _Reader, sent: list[NDArray[np.float32]]) -> dict[str, Any]:
@@ -391,16 +387,18 @@ def _back(reader: _Reader, sent: list[NDArray[np.float32]]) -> dict[str, Any]:
     }
 
 
-def _takes_again(device: str) -> bool | None:
+def _takes_again(device: str, limit_s: float) -> bool | None:
     """Whether v4l2loopback takes a program's pictures again after we left; None elsewhere."""
     if not device.startswith("/dev/"):
         return None
     from plugin.doctor.v4l2 import capability
 
-    try:
-        return capability(Path(device)).outputs
-    except OSError:
-        return False
+    until = time.monotonic() + limit_s
+    while not capability(Path(device)).outputs:
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.1)
+    return True
 
 
 def _camera(asked: dict[str, Any]) -> dict[str, Any]:
@@ -408,10 +406,11 @@ def _camera(asked: dict[str, Any]) -> dict[str, Any]:
     import numpy as np
 
     from engine.config import load
+    from plugin.memory import recall
     from plugin.webcam import Webcam
 
     settings = load(Path(asked["config"]) if asked["config"] else None).camera
-    camera = Webcam(settings.name, settings.asked_px, settings.fps)
+    camera = Webcam(settings.name, settings.asked_px, settings.fps, recall("camera"))
     camera.open()
     try:
         pictures, times = [], []
@@ -532,9 +531,7 @@ def _has_nvidia_card(system: System) -> bool:
 
 def card(system: System, request: Request) -> Finding | None:
     """Whether what `engine.device` asks for is there, and whether an NVIDIA card that is there can be used."""
-    from engine.config import load
-
-    wanted = load(request.config).engine.device
+    wanted = read_settings(request).engine.device
     if wanted == "cpu" or system.platform == "darwin":
         return None
     absent = system.linux and not _has_nvidia_card(system)
@@ -580,7 +577,9 @@ class SelfTest:
         if self._told is None:
             there = real(system) if system.linux else True
             stages = ["loop", "camera"] if there else ["loop"]
-            self._told = ask(system, stages, _LIMIT_S, virtual=True, **asdict(request))
+            self._told = ask(
+                system, stages, _LIMIT_S, virtual=True, config=settings_path(request), avatar=request.avatar
+            )
         return self._told
 
     def draw(self, system: System, request: Request) -> Finding:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from plugin.doctor.cameras import Device, devices, holders
 from plugin.doctor.findings import Check, Finding, Request, green, red, yellow
+from plugin.doctor.settings import read_settings
 from plugin.doctor.system import System
 
 LABEL = "Understudy"
@@ -149,13 +150,11 @@ def device(system: System, request: Request) -> Finding | None:
                 **facts,
             )
         return red(
-            f"{path} takes no pictures any more: v4l2loopback before 0.12.7 forgets to, after a program left",
+            f"{path} takes no pictures any more: v4l2loopback forgot to, after a program left it",
             reload(),
             **facts,
         )
-    from engine.config import load
-
-    wanted = load(request.config).camera.device
+    wanted = read_settings(request).camera.device
     chosen = next((one for one in free if not wanted or str(one.path) == wanted), None)
     if chosen is None:
         return red(
