@@ -213,7 +213,7 @@ class Timeline:
         """`count` samples from that moment on, silence where there are none; what lies before is gone."""
         start = round(from_s * RATE_HZ)
         with self._lock:
-            if self._taken is not None and abs(start - self._taken) < RATE_HZ // 10:
+            if self._taken is not None and abs(start - self._taken) <= _SLIP_S * RATE_HZ:
                 start = self._taken  # a device's clock jitters; the sound does not
             places = np.arange(start, start + count) % len(self._ring)
             out = self._ring[places].copy()

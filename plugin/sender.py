@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import threading
 import time
 from collections import deque
@@ -45,6 +46,8 @@ _PATIENCE_S = 2.0
 """A line that is interrupted for so long is given up for a new one."""
 _WAKE_S = 0.2
 _RETRY_S = 1.0
+_SILENCE_S = 1.5
+"""A camera or tracker that gives nothing for so long: the receiver is told that there is no face, not left in doubt."""
 _STALE_S = 0.4
 """A face that waited for so long (for a line, for the tracker) is not worth its bytes."""
 
@@ -267,6 +270,7 @@ class Sender:
         self._faces: deque[Face | NoFace] = deque(maxlen=MAX_FRAMES)
         self._encoder = Encoder()
         self._header_sent = 0
+        self._sent_s = -math.inf
         self._transport: Transport | None = None
         self._track: MediaStreamTrack | None = None
         self._ended = asyncio.Event()
@@ -424,10 +428,11 @@ class Sender:
 
     def _send_faces(self) -> None:
         """The transport has room for a packet now: everything that was seen since the last."""
-        if self._transport is None or not self._faces:
-            return
         now = time.monotonic()
-        seen = [self._faces.popleft() for _ in range(len(self._faces))]
+        if self._transport is None or (not self._faces and now - self._sent_s < _SILENCE_S):
+            return
+        self._sent_s = now
+        seen = [self._faces.popleft() for _ in range(len(self._faces))] or [NoFace(now)]
         seen = [face for face in seen if now - face.time_s < _STALE_S] or seen[-1:]
         self._encoder.quality = self._rate.quality
         self._meter.add("waited", (now - seen[-1].time_s) * 1e3)

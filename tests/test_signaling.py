@@ -1,4 +1,4 @@
-"""Meeting, over real sockets of this machine: with wrong codes, with somebody in the middle, and broken off anywhere."""
+"""Meeting, over real sockets of this machine: wrong codes, somebody in the middle, and all that breaks off."""
 
 from __future__ import annotations
 
