@@ -23,6 +23,7 @@ from typing import Any, get_args
 
 import numpy as np
 from aiortc import MediaStreamTrack
+from aiortc.mediastreams import MediaStreamError
 from av import AudioFrame
 
 from engine.codec import SEQUENCE_WRAP, TIME_WRAP_S, Coded
@@ -198,7 +199,10 @@ async def _listen(transport: Transport) -> None:
     while transport.voice_received is None:
         await asyncio.sleep(0.1)
     while True:
-        frame = await transport.voice_received.recv()
+        try:
+            frame = await transport.voice_received.recv()
+        except MediaStreamError:
+            return
         if transport.voice_received.clock_known and frame.pts is not None:
             ticks = (int(time.monotonic() * CLOCK_HZ) - frame.pts - frame.samples) % 2**32
             heard_ages.append(ticks / CLOCK_HZ * 1e3)

@@ -56,7 +56,7 @@ class Rider:
 
 
 SILENCE = Opus(0xF8, (b"\xff\xfe",))
-"""20 ms of CELT with its silence flag set; a frame of no bytes would do for libopus, but FFmpeg's own decoder hisses."""
+"""20 ms of CELT, its silence flag set; a frame of no bytes would do for libopus, but FFmpeg's own decoder hisses."""
 
 
 def frame_ms(config: int) -> float:

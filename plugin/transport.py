@@ -58,7 +58,8 @@ MAX_OPEN_MESSAGES = 8
 MAX_PACKETS_PER_S = 400
 """Faces, voice and messages come in a few tens a second; ten times that is a flood."""
 MAX_FOREIGN_CHANNELS = 8
-FACE_CHANNEL, MESSAGE_CHANNEL = 0, 1
+FACE_CHANNEL, MESSAGE_CHANNEL = 100, 101
+"""Beyond the first numbers, which browsers and SFUs give to channels of their own."""
 
 _CHUNK = struct.Struct("!BB")
 _BEGIN = struct.Struct("!IB")
@@ -209,6 +210,7 @@ class Transport:
         self._wire_in_packets = 0
         self._tasks: set[asyncio.Task[Any]] = set()
         self._closing = False
+        self._hanging_up: asyncio.Task[None] | None = None
         self._loop = asyncio.get_running_loop()
 
         servers = [RTCIceServer(list(ice.urls), ice.username, ice.credential)] if ice.urls else []
@@ -520,23 +522,26 @@ class Transport:
             await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._voice_received is not None:
             self._voice_received.stop()
-        try:
-            await asyncio.wait_for(self._peer.close(), 5.0)
-        except (TimeoutError, ConnectionError):
-            pass  # the sockets go with the process; there is nobody left to tell
+        await asyncio.shield(self._hang_up())
 
     def _end(self, state: Literal["failed", "closed"], reason: str) -> None:
         if self.state in ("failed", "closed"):
             return
         self._closing = True
         self._set_state(state, reason)
-        self._start(self._hang_up())
+        self._hang_up()
 
-    async def _hang_up(self) -> None:
+    def _hang_up(self) -> asyncio.Task[None]:
+        """Closes aiortc's connection, once: begun twice or broken off, it never ends."""
+        if self._hanging_up is None:
+            self._hanging_up = self._loop.create_task(self._close_peer())
+        return self._hanging_up
+
+    async def _close_peer(self) -> None:
         try:
             await asyncio.wait_for(self._peer.close(), 5.0)
         except (TimeoutError, ConnectionError):
-            pass
+            pass  # the sockets go with the process; there is nobody left to tell
 
     def _set_state(self, state: State, reason: str) -> None:
         if state == self.state or self.state in ("failed", "closed"):

@@ -118,7 +118,7 @@ class Carrier(MediaStreamTrack):
         packet = Packet(mount(opus, Rider(face, ticks if told else None)))
         packet.pts, packet.time_base = ticks, _TIME_BASE
         if self.on_sent is not None:
-            self.on_sent(sum(map(len, opus.frames)), len(face))
+            self.on_sent(0 if opus.silent else sum(map(len, opus.frames)), len(face))
         return packet
 
     async def _next_sound(self) -> tuple[Opus, int]:
