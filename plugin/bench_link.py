@@ -30,7 +30,7 @@ from engine.codec import SEQUENCE_WRAP, TIME_WRAP_S, Coded
 from engine.frames import Face
 from engine.tracker import canonical_face
 from plugin.jitter import Jitter
-from plugin.netns import NAMES, LinkProcess
+from plugin.netns import LinkProcess
 from plugin.routes import CLOCK_HZ
 from plugin.transport import IceServers, Route, Transport
 
@@ -211,8 +211,8 @@ async def _listen(transport: Transport) -> None:
 # --- the bench -------------------------------------------------------------------------------------------------
 
 
-def _peer(place: int, role: str, words: list[str]) -> subprocess.Popen[str]:
-    command = ["ip", "netns", "exec", NAMES[place], sys.executable, "-m", "plugin.bench_link", role, *words]
+def _peer(namespace: str, role: str, words: list[str]) -> subprocess.Popen[str]:
+    command = ["ip", "netns", "exec", namespace, sys.executable, "-m", "plugin.bench_link", role, *words]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
@@ -234,8 +234,8 @@ def call(
     link: LinkProcess, seconds: float, *words: str, burst_ms: float = 0, receiver: tuple[str, ...] = ()
 ) -> dict[str, Any]:
     """One call over the link as it is; what was counted after it settled, and what the receiver saw."""
-    receiving = _peer(1, "receive", list(receiver))
-    sending = _peer(0, "send", ["--seconds", str(seconds + 4), *words])
+    receiving = _peer(link.names[1], "receive", list(receiver))
+    sending = _peer(link.names[0], "send", ["--seconds", str(seconds + 4), *words])
     try:
         _tell(sending, _told(receiving))
         _tell(receiving, _told(sending))

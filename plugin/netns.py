@@ -1,8 +1,8 @@
 """A bad network on one machine: two network namespaces joined by a process that delays, loses, thins out and counts.
 
-    python -m plugin.netns [loss=0.1] [delay_ms=150] [rate_kbps=32] ...      (root, Linux, /dev/net/tun)
+    python -m plugin.netns usA usB [loss=0.1] [delay_ms=150] [rate_kbps=32] ...      (root, Linux, /dev/net/tun)
 
-makes the namespaces `usA` (10.77.0.1) and `usB` (10.77.0.2), prints "ready", then answers each line on its input:
+makes the namespaces of the two names (10.77.0.1 and 10.77.0.2 in them), prints "ready", then answers each line on its input:
 `loss=0.3 delay_ms=20` changes settings, `burst_ms=500` loses everything for so long, `count` prints what passed since
 the last `count` as JSON, the end of input removes the namespaces. It is netem in user space: TUN devices need no kernel
 module. Every IP byte is counted as it enters, both ways, by what it is: STUN, DTLS (with the SCTP in it), RTP, RTCP.
@@ -14,6 +14,7 @@ import asyncio
 import ctypes
 import fcntl
 import heapq
+import itertools
 import json
 import os
 import random
@@ -26,11 +27,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-NAMES = ("usA", "usB")
 ADDRESSES = ("10.77.0.1", "10.77.0.2")
 _CLONE_NEWNET = 0x40000000
 _TUNSETIFF = 0x400454CA
 _IFF_TUN_NO_PI = 0x1001
+_numbers = itertools.count()
 
 
 @dataclass(slots=True)
@@ -81,10 +82,10 @@ class _Way:
 class Link:
     """The process between the two namespaces; runs on the event loop."""
 
-    def __init__(self, conditions: Conditions, seed: int = 0) -> None:
+    def __init__(self, names: list[str], conditions: Conditions, seed: int = 0) -> None:
         self.conditions = conditions
         self._deaf_until_s = 0.0
-        first, second = (_open_tun(*pair) for pair in zip(NAMES, ADDRESSES, reversed(ADDRESSES), strict=True))
+        first, second = (_open_tun(*pair) for pair in zip(names, ADDRESSES, reversed(ADDRESSES), strict=True))
         self._ways = [_Way(first, second, random.Random(seed)), _Way(second, first, random.Random(seed + 1))]
         self._loop = asyncio.get_running_loop()
         for way in self._ways:
@@ -185,10 +186,10 @@ def _set(conditions: Conditions, words: list[str]) -> dict[str, float]:
     return others
 
 
-async def _serve(words: list[str]) -> None:
+async def _serve(names: list[str], words: list[str]) -> None:
     conditions = Conditions()
     others = _set(conditions, words)
-    link = Link(conditions, int(others.get("seed", 0)))
+    link = Link(names, conditions, int(others.get("seed", 0)))
     loop = asyncio.get_running_loop()
     over = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -216,7 +217,9 @@ class LinkProcess:
     """The above as a child process; a context manager. Raises `ValueError` where it cannot be."""
 
     def __init__(self, **conditions: float) -> None:
-        self._words = [f"{name}={value}" for name, value in conditions.items()]
+        # Two of them may be at work at once.
+        self.names = [f"us{os.getpid()}-{next(_numbers)}{letter}" for letter in "AB"]
+        self._words = [*self.names, *(f"{name}={value}" for name, value in conditions.items())]
 
     def __enter__(self) -> LinkProcess:
         why = why_not()
@@ -259,10 +262,11 @@ def why_not() -> str:
 
 
 def main() -> None:
+    names = sys.argv[1:3]
     try:
-        asyncio.run(_serve(sys.argv[1:]))
+        asyncio.run(_serve(names, sys.argv[3:]))
     finally:
-        for name in NAMES:
+        for name in names:
             subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
 
 
