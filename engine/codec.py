@@ -339,6 +339,8 @@ class LevelCoder:
         """`[count, P]`. Raises `CodecError` on levels beyond `LEVEL_LIMIT`."""
         levels = np.zeros((count, self._basis.parameter_count), np.int64)
         for order in frame_order(count):
+            if unpacker.state >> 24 == 0:
+                raise CodecError("this face packet is damaged: it ends too early")
             differences = unpacker.get_differences(self.rows[quality][mode_of(order)])
             now = levels[order[0]] = predict(self._basis, levels, quality, order) + differences
             if not -LEVEL_LIMIT <= now.min() <= now.max() <= LEVEL_LIMIT:

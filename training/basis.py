@@ -36,7 +36,7 @@ from engine.codec import (
 )
 from engine.frames import POINT_COUNT, Face, Frame, NoFace
 from engine.motion import HeadFace, neutrality, to_head
-from engine.tracker import LIPS_AND_LIDS, Smoother, Tracker
+from engine.tracker import Smoother, Tracker
 from training.evaluate import read_index
 
 logger = logging.getLogger(__name__)
@@ -51,8 +51,14 @@ FINEST_STEPS = (0.175, 0.175, 0.175, 0.0175, 0.0175, 0.07, 0.0021, *[0.35] * EXP
 COARSER = 2**0.4
 """From one quality to the next."""
 IDENTITY_STEP, REST_STEP = 0.2, 0.08
-WEIGHTS = {"lips": 1.7, "lids": 3.0, "irises": 5.0}
-"""How much more an error counts there."""
+WEIGHTS = {"lips": 1.7, "lids": 3.0, "corners": 6.0, "irises": 8.0}
+"""How much more an error counts there. The gaze is where the irises stand between the corners of the eyes."""
+# fmt: off
+BETWEEN_LIPS = [
+    11, 12, 15, 16, 38, 41, 42, 62, 72, 73, 74, 76, 77, 85, 86, 89, 90, 96, 179, 180, 183, 184, 268, 271, 272, 292,
+    302, 303, 304, 306, 307, 315, 316, 319, 320, 325, 403, 404, 407, 408,
+]
+# fmt: on
 FAINTEST, PER_OCTAVE, OCTAVES = -6, 3, 14
 """Table t expects differences of mean size `2 ** (FAINTEST + t / PER_OCTAVE)`."""
 REACH = 400
@@ -151,19 +157,11 @@ def importance() -> NDArray[np.float32]:
     """`[478]`: how much an error of each point counts."""
     weights = np.ones(POINT_COUNT, np.float32)
     lids = geometry.EYE_RIGHT + geometry.EYE_LEFT
-    mouth = [i for i in LIPS_AND_LIDS if i < 468]
-    lips = set(geometry.LIPS_OUTER + geometry.LIPS_INNER) | (set(mouth) & _around_lips())
-    weights[sorted(lips)] = WEIGHTS["lips"]
+    weights[geometry.LIPS_OUTER + geometry.LIPS_INNER + BETWEEN_LIPS] = WEIGHTS["lips"]
     weights[lids] = WEIGHTS["lids"]
+    weights[[33, 133, 362, 263]] = WEIGHTS["corners"]
     weights[468:] = WEIGHTS["irises"]
     return weights
-
-
-def _around_lips() -> set[int]:
-    """The rings between and beside the lips' outlines."""
-    return {11, 12, 15, 16, 38, 41, 42, 62, 72, 73, 74, 76, 77, 85, 86, 89, 90, 96, 179, 180, 183, 184} | {
-        *(268, 271, 272, 292, 302, 303, 304, 306, 307, 315, 316, 319, 320, 325, 403, 404, 407, 408)
-    }
 
 
 def components(rows: Array, count: int) -> Array:
@@ -236,7 +234,7 @@ def learn_tables(pooled: Array) -> tuple[NDArray[np.uint16], NDArray[np.uint16]]
 
 
 def neutral_of(seen: Sequence[Face]) -> HeadFace:
-    return to_head(min(seen, key=neutrality))
+    return to_head(min(seen[::5], key=neutrality))
 
 
 def learn(people: Sequence[Sequence[Face]]) -> dict[str, NDArray[Any]]:
