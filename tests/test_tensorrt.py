@@ -72,11 +72,9 @@ def refused(graph: bytes, card: FakeCard, made: Flavour | None = None) -> str:
 def test_a_frame_is_one_copy_up_the_network_and_one_copy_down(graph: bytes, card: FakeCard) -> None:
     backend = opened(graph, card)
     told = given(backend)
-    backend.set({name: told[name] for name in told.keys() - per_frame(told).keys()})
-    card.seen.clear()
-    backend.run(per_frame(told))
     assert [what.split()[0] for what in card.seen] == ["up", "network", "down", "wait", *["recorded"] * 3]
     assert int(card.seen[0].split()[1]) <= sum(one.nbytes for one in per_frame(told).values()) + 5 * 256
+    backend.set({name: told[name] for name in told.keys() - per_frame(told).keys()})
     card.seen.clear()
     for _ in range(3):
         backend.run(per_frame(told))
@@ -134,6 +132,7 @@ def test_a_card_that_cannot_record_draws_all_the_same_and_says_so(
     other = flavour(card)
     other.module.capturable = False
     card.records = True
+    card.seen.clear()
     backend = opened(graph, card, None, other)
     backend.run(told)
     backend.run(told)
@@ -142,10 +141,15 @@ def test_a_card_that_cannot_record_draws_all_the_same_and_says_so(
 
 def test_a_card_that_stops_is_a_sentence(graph: bytes, card: FakeCard) -> None:
     made = flavour(card)
+    card.records = False
     backend = opened(graph, card, None, made)
     made.module.draws = False
     with pytest.raises(UnavailableError, match=r"stopped drawing on Imaginary RTX \(sm89\)"):
         backend.run(given(backend))
+    card = FakeCard()
+    made = flavour(card)
+    made.module.draws = False
+    assert "stopped drawing" in refused(graph, card, made), "already at the start"
 
 
 # --- what can be wrong at the start ---

@@ -39,9 +39,12 @@ def open_backend(
         except UnavailableError as error:
             if engine.device == "cuda":
                 raise UnavailableError(f'device = "cuda" cannot be used: {error}') from error
-            why = f"TensorRT: {error}"
+            why = str(error) if str(error).startswith("TensorRT") else f"TensorRT: {error}"
     device = OPENVINO_DEVICES[engine.device]
-    return OpenVino(base.processor, constants, outputs, device, engine.precision, engine.threads), why
+    return (
+        OpenVino(base.processor, constants, outputs, device, engine.precision, engine.threads, base.ranges),
+        why,
+    )
 
 
 def open_tensorrt(engine: Engine, base: Base, name: str, constants: Tensors, references: int, size_px: int) -> Backend:

@@ -128,9 +128,10 @@ def build(flavour: Flavour, graph: bytes, target: str) -> bytes:
     """
     trt, log = flavour.module, _logger(flavour)
     log.last = ""
-    builder = trt.Builder(log)
-    if builder is None:
-        raise UnavailableError(f"{flavour.described} cannot compile here: {log.last or 'no card was found'}")
+    try:
+        builder = trt.Builder(log)
+    except TypeError as error:  # the full TensorRT without a card: "factory function returned nullptr"
+        raise UnavailableError(f"{flavour.described} cannot compile here: {log.last or error}") from error
     # Says nothing new to versions that know no other kind, and is what the older ones must be told.
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, log)
@@ -181,10 +182,12 @@ class TensorRt:
         self._cache_path = cache
         self._owned: list[int] = []
         self._recording: Any = None
-        self._recorded = self._closed = False
+        self._closed = False
         self._runtime: Any = None
         self._engine: Any = None
         self._context: Any = None
+        self._kernels: Any = None
+        self._kept = b""
         self._stream = card.stream()
         try:
             self._log = _logger(flavour)
@@ -196,6 +199,8 @@ class TensorRt:
                 raise UnavailableError(self._refused("does not take the compiled engine"))
             self._context = self._open_context()
             self._lay_out()
+            self._begin()
+            self._keep_kernels()
         except BaseException:
             self.close()
             raise
@@ -229,19 +234,17 @@ class TensorRt:
         raise UnavailableError(self._refused("does not take the compiled engine"))
 
     def _open_context(self) -> Any:
-        """Here TensorRT for RTX makes the kernels for this card, unless the cache holds them already."""
+        """What draws. TensorRT for RTX makes kernels for this card, now and at the first frame, unless it has some."""
         if not self._flavour.for_rtx:
             context = self._engine.create_execution_context()
         else:
             config = self._engine.create_runtime_config()
-            kept = config.create_runtime_cache()
-            before = self._kept_kernels()
-            if before and not kept.deserialize(before):  # another driver, say: they are made again
-                before = b""
-            config.set_runtime_cache(kept)
+            self._kernels = config.create_runtime_cache()
+            self._kept = self._kept_kernels()
+            if self._kept and not self._kernels.deserialize(self._kept):
+                self._kept = b""  # of another driver, say
+            config.set_runtime_cache(self._kernels)
             context = self._engine.create_execution_context(config)
-            if context is not None:
-                self._keep_kernels(bytes(memoryview(kept.serialize())), before)
         if context is None:
             raise UnavailableError(self._refused("cannot start"))
         return context
@@ -253,10 +256,13 @@ class TensorRt:
             logger.info("kernels are made again: %s", error)
             return b""
 
-    def _keep_kernels(self, after: bytes, before: bytes) -> None:
-        if self._cache_path and after != before:
+    def _keep_kernels(self) -> None:
+        if self._cache_path is None or self._kernels is None:
+            return
+        made = self._kernels.serialize()
+        if made is not None and (kernels := bytes(memoryview(made))) != self._kept:
             try:
-                save(self._cache_path, self._key, after)
+                save(self._cache_path, self._key, kernels)
             except OSError as error:
                 logger.warning("the next start will be slow: %s cannot be written (%s)", self._cache_path, error)
 
@@ -289,6 +295,19 @@ class TensorRt:
         self.inputs = {name: everything[name].shape for name in names if is_input[name]}
         self._unset = set(self.inputs)
 
+    def _begin(self) -> None:
+        """Draw once into nothing, so that what the first frame makes is made now and what fails fails now; record."""
+        self._order()
+        self._card.wait(self._stream)
+        capturable: Callable[[int], bool] | None = getattr(self._context, "is_stream_capturable", None)
+        if capturable is not None and not capturable(self._stream):
+            logger.warning("%s: its work cannot be recorded, frames will take longer", self._flavour.described)
+            return
+        try:
+            self._recording = self._card.record(self._stream, self._order)
+        except UnavailableError as error:
+            logger.warning("%s: its work cannot be recorded (%s), frames will take longer", self._flavour.name, error)
+
     def _allocate(self, byte_count: int) -> int:
         address = self._card.allocate(byte_count)
         self._owned.append(address)
@@ -311,7 +330,7 @@ class TensorRt:
     def describe(self) -> str:
         """One line for people: what runs on what, in which precision."""
         major, minor = self._card.capability
-        slow = ", without a CUDA graph" if self._recorded and self._recording is None else ""
+        slow = ", without a CUDA graph" if self._recording is None else ""
         return f"{self._flavour.described} on {self._card.name} (sm{major}{minor}), {self.precision}{slow}"
 
     def set(self, inputs: Tensors) -> None:
@@ -340,8 +359,6 @@ class TensorRt:
         else:
             self._order()
         self._card.wait(self._stream)
-        if not self._recorded:
-            self._record()
         return dict(self._results)
 
     def _order(self) -> None:
@@ -352,18 +369,6 @@ class TensorRt:
             raise UnavailableError(self._refused("stopped drawing"))
         self._card.copy_down(self._down_host.address, down.address, self._down_host.byte_count, self._stream)
 
-    def _record(self) -> None:
-        """After the first frame, which prepares what may not be prepared while recording."""
-        self._recorded = True
-        capturable: Callable[[int], bool] | None = getattr(self._context, "is_stream_capturable", None)
-        if capturable is not None and not capturable(self._stream):
-            logger.warning("%s: its work cannot be recorded, frames will take longer", self._flavour.described)
-            return
-        try:
-            self._recording = self._card.record(self._stream, self._order)
-        except UnavailableError as error:
-            logger.warning("%s: its work cannot be recorded (%s), frames will take longer", self._flavour.name, error)
-
     def close(self) -> None:
         """Give the card's memory back; arrays that `run` returned stay readable."""
         if self._closed:
@@ -371,10 +376,13 @@ class TensorRt:
         self._closed = True
         if self._recording is not None:
             self._card.forget(self._recording)
-        self._context = self._engine = self._runtime = None  # before the memory that they know
+        self._context = self._kernels = self._engine = self._runtime = None  # before the memory that they know
         for address in self._owned:
             self._card.free(address)
         self._card.end_stream(self._stream)
+        # Pinned memory goes with the last array that looks into it.
+        for held in ("_up_host", "_down_host", "_given", "_results"):
+            self.__dict__.pop(held, None)
 
     def __del__(self) -> None:
         if hasattr(self, "_stream"):  # else there was not even a card to give anything back to
