@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -23,9 +24,10 @@ import pytest
 from engine import avatar as avatars
 from engine.avatar import Avatar
 from engine.base import Base, shipped_folder
+from engine.config import load
 from engine.frames import Image
 from plugin.cli import main
-from plugin.doctor import CHECKS, examine, findings, selftest
+from plugin.doctor import CHECKS, examine, findings, selftest, virtual
 from plugin.doctor.findings import Check, Finding, Level, Request, Result, Writer, as_json, green, red, worst, yellow
 from plugin.doctor.installation import PYTHONS
 from plugin.doctor.system import ROOT, Ran, System
@@ -53,6 +55,7 @@ class Machine:
     modes: list[Mode] = field(default_factory=list)
     closed: set[str] = field(default_factory=set)
     fields: dict[str, Any] = field(default_factory=dict)
+    clock: Clock = field(default_factory=lambda: Clock())
     config: Path | None = None
     avatar: str | None = None
 
@@ -142,22 +145,27 @@ class Machine:
             "capability": self._capability,
             "modes": lambda device: self.modes,
             "usable": lambda device: device.name not in self.closed,
-            "sleep": lambda spent_s: None,
-            "wall_s": Ticking(1_800_000_000.0),
-            "monotonic_s": Ticking(100.0),
         }
+        clock = self.clock
+        given |= {"sleep": clock.sleep, "wall_s": clock.wall_s, "monotonic_s": clock.monotonic_s}
         return System(**(given | self.fields))
 
 
-class Ticking:
-    """A clock that goes on by `step_s` whenever it is read."""
+class Clock:
+    """Time passes while somebody sleeps; the time of day may jump then, or the monotonic time stand still."""
 
-    def __init__(self, start_s: float, step_s: float = 0.2) -> None:
-        self._now_s, self._step_s = start_s - step_s, step_s
+    def __init__(self, date_s: float = 1.8e9, jump_s: float = 0.0, stands_still: bool = False) -> None:
+        self._passed_s, self._date_s, self._jump_s, self._stands_still = 0.0, date_s, jump_s, stands_still
 
-    def __call__(self) -> float:
-        self._now_s += self._step_s
-        return self._now_s
+    def sleep(self, spent_s: float) -> None:
+        self._passed_s += spent_s
+        self._date_s += self._jump_s
+
+    def wall_s(self) -> float:
+        return self._date_s + self._passed_s
+
+    def monotonic_s(self) -> float:
+        return 100.0 if self._stands_still else 100.0 + self._passed_s
 
 
 @pytest.fixture
@@ -185,6 +193,14 @@ def own_base(tmp_path: Path, machine: Machine, monkeypatch: pytest.MonkeyPatch) 
     shutil.copytree(shipped_folder(), folder)
     monkeypatch.setattr("engine.base.shipped_folder", lambda: folder)
     return folder
+
+
+def expect(finding: Finding | None, level: Level, told: str, advice: str = "") -> None:
+    assert finding is not None
+    assert finding.level == level, finding
+    assert told in finding.told
+    assert advice in finding.next
+    assert bool(finding.next) == (level != "green")
 
 
 ALL = (*CHECKS, *selftest.SelfTest().checks())
@@ -217,6 +233,10 @@ def program(words: str, printed: str | None) -> Callable[[Machine], object]:
 
 def given(**fields: Any) -> Callable[[Machine], object]:
     return lambda machine: machine.fields.update(fields)
+
+
+def tick(clock: Clock) -> Callable[[Machine], object]:
+    return lambda machine: setattr(machine, "clock", clock)
 
 
 def device(name: str, told: Capability | OSError) -> Callable[[Machine], object]:
@@ -274,7 +294,6 @@ CPUFREQ = "/sys/devices/system/cpu/cpu0/cpufreq"
 EFI = "/sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"
 FULL = Capability(LOOPBACK_DRIVER, "Understudy", CAPTURE | OUTPUT)
 FED = Capability(LOOPBACK_DRIVER, "Understudy", CAPTURE)
-DENIED = OSError(13, "Permission denied")
 WEBCAM_KEY = (
     "reg query HKCU\\Software\\Microsoft\\Windows\\CurrentVersion\\CapabilityAccessManager\\ConsentStore\\webcam "
 )
@@ -385,9 +404,9 @@ CASES: list[Case] = [
         "power saver",
         "powercfg",
     ),
-    ("machine.clock", "jump", given(wall_s=Ticking(1.8e9, 3.0)), "yellow", "jumped", "timedatectl"),
-    ("machine.clock", "stands still", given(monotonic_s=lambda: 5.0), "red", "stands still", "restart"),
-    ("machine.clock", "date", given(wall_s=Ticking(1000.0)), "yellow", "date is wrong", "set the date"),
+    ("machine.clock", "jump", tick(Clock(jump_s=3.0)), "yellow", "jumped", "timedatectl"),
+    ("machine.clock", "stands still", tick(Clock(stands_still=True)), "red", "stands still", "restart"),
+    ("machine.clock", "date", tick(Clock(date_s=1000.0)), "yellow", "date is wrong", "set the date"),
     ("machine.clock", "not set", program("timedatectl show", "no"), "yellow", "not set from the network", "set-ntp"),
     (
         "machine.clock",
@@ -408,39 +427,39 @@ CASES: list[Case] = [
         "gone.jpg",
         "mine.toml",
     ),
-    ("camera.device", "none", no_webcam, "red", "none is plugged in", "ls /dev/video"),
-    ("camera.device", "WSL", both(no_webcam, edit("/proc/version", "Linux Microsoft")), "red", "WSL", "Windows"),
-    ("camera.device", "container", both(no_webcam, edit("/.dockerenv", "")), "red", "container", "--device"),
+    ("webcam.device", "none", no_webcam, "red", "none is plugged in", "ls /dev/video"),
+    ("webcam.device", "WSL", both(no_webcam, edit("/proc/version", "Linux Microsoft")), "red", "WSL", "Windows"),
+    ("webcam.device", "container", both(no_webcam, edit("/.dockerenv", "")), "red", "container", "--device"),
     (
-        "camera.device",
+        "webcam.device",
         "laptop camera without a driver",
         both(no_webcam, edit("/sys/module/intel_ipu6_isys/refcnt", "0")),
         "red",
         "IPU",
         "libcamera",
     ),
-    ("camera.device", "another name", settings('[camera]\nname = "Zeta"'), "red", "'Zeta'", "camera.name"),
+    ("webcam.device", "another name", settings('[camera]\nname = "Zeta"'), "red", "'Zeta'", "camera.name"),
     (
-        "camera.permission",
+        "webcam.permission",
         "not in the group",
         both(closed("video0"), edit("/etc/group", "video:x:44:")),
         "red",
         "",
         "usermod",
     ),
-    ("camera.permission", "not logged in again", closed("video0"), "red", "though somebody is in", "log out"),
+    ("webcam.permission", "not logged in again", closed("video0"), "red", "though somebody is in", "log out"),
     (
-        "camera.permission",
+        "webcam.permission",
         "Windows",
         both(given(platform="win32"), program(WEBCAM_KEY, "    Value    REG_SZ    Deny")),
         "red",
         "does not let",
         "privacy-webcam",
     ),
-    ("camera.formats", "slow", deliver(Mode("YUYV", 1280, 720, 10.0)), "yellow", "10 pictures", "USB port"),
-    ("camera.formats", "small", deliver(Mode("YUYV", 320, 240, 30.0)), "yellow", "320 x 240", "another camera"),
+    ("webcam.formats", "slow", deliver(Mode("YUYV", 1280, 720, 10.0)), "yellow", "10 pictures", "USB port"),
+    ("webcam.formats", "small", deliver(Mode("YUYV", 320, 240, 30.0)), "yellow", "320 x 240", "another camera"),
     (
-        "camera.busy",
+        "webcam.busy",
         "held",
         lambda machine: machine.open_in(812, "zoom", "/dev/video0"),
         "yellow",
@@ -656,34 +675,38 @@ def test_the_governor_powersave_is_ordinary_where_the_driver_decides(machine: Ma
 
 def test_who_only_watches_a_camera_does_not_hold_it(machine: Machine) -> None:
     machine.open_in(5, "wireplumber", "/dev/video0")
-    finding = found(machine, "camera.busy")
+    finding = found(machine, "webcam.busy")
     assert finding is not None and finding.level == "green"
 
 
-def test_a_closed_virtual_camera_is_told_as_such(machine: Machine) -> None:
-    """A device that cannot be opened is known by its place in /sys/devices/virtual."""
-    machine.devices["video10"] = DENIED
+@pytest.mark.parametrize(
+    ("error", "told", "advice"),
+    [
+        (PermissionError(13, "Permission denied"), "Permission denied", "usermod -aG video somebody"),
+        (FileNotFoundError(2, "No such file"), "not in this container", "--device /dev/video10"),
+    ],
+)
+def test_a_virtual_camera_that_cannot_be_opened(machine: Machine, error: OSError, told: str, advice: str) -> None:
+    """It is known by its place in /sys/devices/virtual, and taken neither for a webcam nor for a free device."""
+    machine.devices["video10"] = error
     entry = machine.root / "sys/class/video4linux/video10"
     virtual = machine.root / "sys/devices/virtual/video4linux/video10"
     virtual.parent.mkdir(parents=True)
     entry.rename(virtual)
     entry.symlink_to(virtual)
-    finding = found(machine, "virtual.device")
-    assert finding is not None and finding.level == "red"
-    assert "usermod -aG video somebody" in finding.next
-    webcam = found(machine, "camera.device")
+    expect(found(machine, "virtual.device"), "red", told, advice)
+    webcam = found(machine, "webcam.device")
     assert webcam is not None and webcam.facts["cameras"] == ["/dev/video0"]
 
 
+def test_a_webcam_that_a_container_was_not_given(machine: Machine) -> None:
+    machine.devices["video0"] = FileNotFoundError(2, "No such file")
+    machine.write("/.dockerenv", "")
+    expect(found(machine, "webcam.device"), "red", "container", "--device /dev/video0")
+    assert found(machine, "webcam.permission") is None
+
+
 # --- the real thing, broken ---------------------------------------------------------------------------------
-
-
-def expect(finding: Finding | None, level: Level, told: str, advice: str = "") -> None:
-    assert finding is not None
-    assert finding.level == level, finding
-    assert told in finding.told
-    assert advice in finding.next
-    assert bool(finding.next) == (level != "green")
 
 
 @breaks("files.home")
@@ -915,6 +938,7 @@ RAN: dict[str, Any] = {
     "avatar": "tiny",
     "wanted_fps": 30.0,
     "size_px": 512,
+    "state": "live",
     "fps": 29.9,
     "glass_ms": [41.0, 62.0],
     "backend": "OpenVINO",
@@ -936,7 +960,7 @@ def test_a_self_test_that_goes_well(machine: Machine) -> None:
     told = self_tested(machine, loop=RAN, camera=SEEN)
     expect(told["selftest.draw"], "green", "29.9 of 30 pictures a second at 512 px, 41 ms late")
     expect(told["selftest.virtual"], "green", "1280 x 720, upright, colours right")
-    expect(told["selftest.camera"], "green", "30 pictures a second")
+    expect(told["selftest.webcam"], "green", "30 pictures a second")
 
 
 @breaks("selftest.draw")
@@ -947,6 +971,7 @@ def test_a_self_test_that_goes_well(machine: Machine) -> None:
         ({"fps": 5.0, "size_px": 256}, "red", "5 of 30", "more cores"),
         ({"avatar": None}, "yellow", "no avatar", "understudy enrol"),
         ({"fps": 0, "problems": ["the tracker failed"]}, "red", "the tracker failed", "mend"),
+        ({"state": "no face"}, "red", "sees no face", "enrol"),
         ({"error": "there is no avatar 'x'"}, "red", "there is no avatar 'x'", "--verbose camera"),
     ],
 )
@@ -981,7 +1006,7 @@ def test_a_virtual_camera_that_goes_badly(machine: Machine, change: dict[str, An
     expect(self_tested(machine, loop=RAN | change)["selftest.virtual"], level, told)
 
 
-@breaks("selftest.camera")
+@breaks("selftest.webcam")
 @pytest.mark.parametrize(
     ("change", "level", "told", "advice"),
     [
@@ -995,7 +1020,7 @@ def test_a_virtual_camera_that_goes_badly(machine: Machine, change: dict[str, An
 def test_a_webcam_that_goes_badly(
     machine: Machine, change: dict[str, Any], level: Level, told: str, advice: str
 ) -> None:
-    expect(self_tested(machine, loop=RAN, camera=SEEN | change)["selftest.camera"], level, told, advice)
+    expect(self_tested(machine, loop=RAN, camera=SEEN | change)["selftest.webcam"], level, told, advice)
 
 
 @breaks("machine.card")
@@ -1174,7 +1199,7 @@ def test_every_check_survives_a_machine_of_which_nothing_can_be_read(machine: Ma
     for platform in ("linux", "win32", "darwin"):
         machine.programs, machine.devices = {}, {}
         machine.fields = {"platform": platform, "project": None, "package_path": (), "environment": {}}
-        listed = [check for check in CHECKS if not (platform != "linux" and check.id == "camera.device")]
+        listed = [check for check in CHECKS if not (platform != "linux" and check.id == "webcam.device")]
         for result in examine(machine.system(), Request(), listed):
             assert result.finding.level == "green" or result.finding.next, result
 
@@ -1182,7 +1207,7 @@ def test_every_check_survives_a_machine_of_which_nothing_can_be_read(machine: Ma
 RESULTS = [
     Result("machine.one", "first", green("all is well " * 20, count=3), 1.0),
     Result("machine.two", "second", yellow("so so", "type this", path=Path("/x")), 2.0),
-    Result("camera.three", "third", red("broken \u2013 really", "type that"), 3.0),
+    Result("webcam.three", "third", red("broken \u2013 really", "type that"), 3.0),
 ]
 
 
@@ -1207,7 +1232,7 @@ def test_words_and_symbols_and_colour_on_a_terminal_only() -> None:
         for word in ("fine", "look", "mend", "-> type this", "-> type that", "1 to mend, 1 to look at, 1 fine (1.5 s)"):
             assert word in told
     assert max(len(line) for line in plain.splitlines()) <= findings._WIDTH
-    assert plain.index("This machine") < plain.index("first") < plain.index("Your camera") < plain.index("third")
+    assert plain.index("This machine") < plain.index("first") < plain.index("Your webcam") < plain.index("third")
 
 
 def test_a_terminal_that_knows_no_symbols(tmp_path: Path) -> None:
@@ -1289,3 +1314,15 @@ def test_every_check_is_broken_by_a_test() -> None:
     assert set(BY_ID) - COVERED == set()
     assert COVERED - set(BY_ID) == set()
     assert len(BY_ID) == len(ALL), "two checks have one id"
+
+
+def test_the_manual_is_true() -> None:
+    """It names every check in order and no other, no setting that does not exist, and the doctor's modprobe line."""
+    manual = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    assert re.findall(r"^\| `([a-z]+\.\w+)` \|", manual, re.MULTILINE) == list(BY_ID)
+    settings = load()
+    for section, key in re.findall(r"`([a-z]+)\.([a-z]\w+)[` ]", manual):
+        known = f"{section}.{key}" in BY_ID or hasattr(getattr(settings, section, None), key)
+        assert known or f"{section}.{key}" == "config.toml", f"{section}.{key}"
+    assert f"sudo modprobe v4l2loopback {virtual.options()}\n" in manual
+    assert f"'options v4l2loopback {virtual.options()}'" in manual

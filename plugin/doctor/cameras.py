@@ -28,6 +28,8 @@ class Device:
     trouble: str = ""
     virtual: bool = False
     """It is no hardware: v4l2loopback's, or another module's of that kind."""
+    absent: bool = False
+    """The system has it, but there is no file for it here: so it is in a container that was not given it."""
 
 
 def devices(system: System) -> list[Device]:
@@ -47,7 +49,8 @@ def devices(system: System) -> list[Device]:
         try:
             capability = system.capability(system.at(str(path)))
         except OSError as error:
-            found.append(Device(path, name, None, error.strerror or str(error), virtual))
+            absent = isinstance(error, FileNotFoundError)
+            found.append(Device(path, name, None, error.strerror or str(error), virtual, absent))
         else:
             found.append(Device(path, name or capability.card, capability, "", virtual or capability.loopback))
     return found
@@ -55,7 +58,11 @@ def devices(system: System) -> list[Device]:
 
 def real(system: System) -> list[Device]:
     """Those that take pictures of the world, or may do so once they can be opened; not their metadata nodes."""
-    return [one for one in devices(system) if not one.virtual and (one.capability is None or one.capability.captures)]
+    return [
+        one
+        for one in devices(system)
+        if not one.virtual and not one.absent and (one.capability is None or one.capability.captures)
+    ]
 
 
 def holders(system: System, path: Path) -> list[tuple[int, str]]:
@@ -196,8 +203,8 @@ def busy(system: System, request: Request) -> Finding | None:
 
 
 CHECKS = (
-    Check("camera.device", "camera", devices_found),
-    Check("camera.permission", "permission", permission),
-    Check("camera.formats", "pictures", formats),
-    Check("camera.busy", "in use", busy),
+    Check("webcam.device", "camera", devices_found),
+    Check("webcam.permission", "permission", permission),
+    Check("webcam.formats", "pictures", formats),
+    Check("webcam.busy", "in use", busy),
 )

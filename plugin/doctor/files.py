@@ -20,8 +20,8 @@ _HELPERS = ("sface", "alexnet")
 
 
 def _existing(path: Path) -> Path:
-    """The nearest folder above that is there."""
-    while not path.is_dir() and path != path.parent:
+    """The nearest one above that is there: a folder, unless something else is in the way."""
+    while not path.exists() and path != path.parent:
         path = path.parent
     return path
 
@@ -32,8 +32,7 @@ def home(system: System, request: Request) -> Finding:
     folder = home_folder()
     advice = "set UNDERSTUDY_HOME to a folder that you may write to, or mend this one"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder, prefix=".doctor-") as file:
+        with tempfile.NamedTemporaryFile(dir=_existing(folder), prefix=".doctor-") as file:
             file.write(b"\0" * 65536)
             file.flush()
             os.fsync(file.fileno())

@@ -145,7 +145,7 @@ _SECTIONS = {
     "program": "The program",
     "machine": "This machine",
     "files": "Files",
-    "camera": "Your camera",
+    "webcam": "Your webcam",
     "virtual": "The virtual camera",
     "around": "Around it",
     "selftest": "Self-test",

@@ -570,7 +570,7 @@ class SelfTest:
         return (
             Check("selftest.draw", "drawing", self.draw, _LIMIT_S + 5),
             Check("selftest.virtual", "read back", self.virtual, 5),
-            Check("selftest.camera", "camera picture", self.camera, 5),
+            Check("selftest.webcam", "camera picture", self.camera, 5),
         )
 
     def _ask(self, system: System, request: Request) -> dict[str, dict[str, Any]]:
@@ -597,7 +597,7 @@ class SelfTest:
         what = (
             f"{fps:g} of {wanted:g} pictures a second at {told['size_px']} px, {middle:.0f} ms late (95 %: {late:.0f})"
         )
-        what += f"; {told['backend']}"
+        what += f"; {told['backend'].partition(' (TensorRT:')[0]}"
         elsewhere = busy(system, request)
         if elsewhere is not None and elsewhere.level != "green":
             advice = elsewhere.next
@@ -605,6 +605,12 @@ class SelfTest:
             advice = "set render.size_px = 256 in your settings"
         else:
             advice = "use a computer with more cores, or with an NVIDIA card"
+        if told["state"] == "no face":
+            return red(
+                f"the tracker sees no face in pictures of the avatar; {what}",
+                f"understudy enrol PHOTOS... --name {told['avatar']}   (makes it anew)",
+                **told,
+            )
         if fps < _USABLE_FPS:
             return red(what, advice, **told)
         if fps < _GOOD_SHARE * wanted:
@@ -614,7 +620,8 @@ class SelfTest:
     def virtual(self, system: System, request: Request) -> Finding | None:
         told = self._ask(system, request).get("loop", {})
         if "sink_error" in told:
-            return red(f"not tested: {told['sink_error']}", "mend the virtual camera above first", **told)
+            cause = told["sink_error"].partition(":")[0]
+            return red(f"not tested: {cause}", "mend the virtual camera above first", sink_error=told["sink_error"])
         if "back" not in told:
             return None  # `draw` said that the loop did not run
         back, device = told["back"], told["device"]

@@ -131,6 +131,8 @@ def device(system: System, request: Request) -> Finding | None:
         return red("v4l2loopback is loaded without a device", reload())
     facts = {"devices": {str(one.path): one.name for one in there}}
     closed = [one for one in there if one.capability is None]
+    if all(one.absent for one in there):
+        return red(f"{there[0].path} is not in this container", f"start it with --device {there[0].path}", **facts)
     if len(closed) == len(there):
         user = system.environment.get("USER") or "$USER"
         return red(
