@@ -473,3 +473,4 @@ async def serve(studio: Studio, port: int, show: bool, say: Callable[[str], None
     finally:
         await runner.cleanup()
         await asyncio.to_thread(studio.close)
+        await asyncio.sleep(0.05)  # connections that came at the last moment are closed in the loop's next rounds

@@ -176,7 +176,7 @@ async function chooseBackground(file) {
 function open(name, about = null) {
   local.dialog = name;
   local.about = about;
-  draw();
+  paint(); // at once: showing gives the focus to what is in it
   document.querySelector("dialog.small")?.showModal();
 }
 function shut() {
@@ -527,12 +527,17 @@ function draw() {
   // Not an animation frame: the title must change in a tab that is in the background, too.
   queueMicrotask(() => {
     due = false;
-    render(page(), document.getElementById("app"));
-    const now = wire.state.state ? situation() : { title: "", mode: "off" };
-    const lost = wire.status === "lost" ? "Not connected" : now.title;
-    document.title = (wire.state.on_air && now.mode === "live" ? "● " : "") + (lost ? `${lost} · Understudy` : "Understudy");
-    enrol.drawn();
+    paint();
   });
+}
+
+function paint() {
+  render(page(), document.getElementById("app"));
+  const now = wire.state.state ? situation() : { title: "", mode: "off" };
+  const lost = wire.status === "lost" ? "Not connected" : now.title;
+  const air = wire.status === "open" && wire.state.on_air && now.mode === "live";
+  document.title = (air ? "● " : "") + (lost ? `${lost} · Understudy` : "Understudy");
+  enrol.drawn();
 }
 
 wire.addEventListener("change", () => {

@@ -18,6 +18,8 @@ export class EnrolDialog {
   #replace = false;
   #dragging = false;
   #sending = new Map();
+  #begun = false; // the program knows of this enrolment
+  #leaving = false; // it was left here, and the program is still to say so
 
   constructor(wire, previews, draw) {
     this.wire = wire;
@@ -46,21 +48,17 @@ export class EnrolDialog {
     this.#name = "";
     this.#agreed = this.#replace = false;
     this.shown = true;
+    this.#begun = this.#leaving = false;
     this.draw();
     await this.#ask("begin");
   }
 
-  async close() {
+  async close(command = "cancel") {
     this.shown = false;
+    this.#leaving = true;
     this.#sending.clear();
     document.querySelector("dialog.enrol")?.close();
-    await this.#ask("cancel");
-  }
-
-  async #use() {
-    this.shown = false;
-    document.querySelector("dialog.enrol")?.close();
-    await this.#ask("use");
+    await this.#ask(command);
   }
 
   async #send(files) {
@@ -86,11 +84,21 @@ export class EnrolDialog {
   drawn() {
     const dialog = document.querySelector("dialog.enrol");
     if (!dialog) return;
-    if (this.shown && !dialog.open) dialog.showModal();
-    if (this.#state && !this.shown && !dialog.open) {
-      this.shown = true; // it was going on when the page was opened anew
+    if (!this.#state) {
+      this.#leaving = false;
+      if (this.shown && this.#begun) {
+        this.shown = this.#begun = false; // it was ended from another page
+        dialog.close();
+        this.draw();
+      }
+    } else if (this.shown) {
+      this.#begun = true;
+    } else if (!this.#leaving) {
+      this.shown = this.#begun = true; // it was going on when this page was opened
       this.draw();
+      return;
     }
+    if (this.shown && !dialog.open) dialog.showModal();
   }
 
   view() {
@@ -244,7 +252,7 @@ export class EnrolDialog {
       ${state.advice.length
         ? html`<p class="muted">It would get better with ${state.advice[0]}.</p>`
         : html`<p class="muted">No pose is missing.</p>`}
-      <div class="row"><button class="main" @click=${() => this.#use()} data-do="use">Show ${state.made}</button>
+      <div class="row"><button class="main" @click=${() => this.close("use")} data-do="use">Show ${state.made}</button>
         <button @click=${() => this.close()}>Done</button></div>
     </div>`;
   }
