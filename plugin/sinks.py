@@ -449,7 +449,7 @@ def what_to_do(message: str, system: str) -> str:
     `message` may hold several lines, one for each backend that was tried; `system` is `platform.system()`'s.
     """
     told = " ".join(message.split())
-    device = (re.search(r"/dev/video\d+", message) or [""])[0]
+    device = (re.search(r"/dev/\w+", message) or [""])[0]
     for pattern, sentence in _REMEDIES.get(system, ()):
         if re.search(pattern, told, re.IGNORECASE):
             return sentence.format(device=device, modprobe=MODPROBE, told=told)

@@ -1,20 +1,34 @@
+from __future__ import annotations
+
 import errno
 import subprocess
 import sys
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
+from typing import ClassVar
 
 import av
 import cv2
 import numpy as np
 import pytest
+import pyvirtualcam.camera
 from av.audio.frame import AudioFrame
 from av.audio.stream import AudioStream
 from av.video.frame import VideoFrame
+from numpy.typing import NDArray
 
-from engine.frames import Frame
-from plugin.sinks import FileSink, FolderSink, NullSink, Sink
+from engine.frames import Frame, Image
+from plugin.sinks import (
+    FileSink,
+    FolderSink,
+    NoCamera,
+    NullSink,
+    Sink,
+    SinkLostError,
+    VirtualCamera,
+    what_to_do,
+)
 from plugin.webcam import Clip
 
 CLICK_S = 1.0
@@ -256,3 +270,120 @@ def test_folder_and_null(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="cannot make the folder"):
         FolderSink(tmp_path / "file")
+
+
+# --- virtual cameras ----------------------------------------------------------------------------------------
+
+
+class RecordingBackend:
+    """What `pyvirtualcam.register_backend` takes; keeps what it is sent."""
+
+    made: ClassVar[list[RecordingBackend]] = []
+    fault: ClassVar[str] = ""
+
+    def __init__(self, *, width: int, height: int, fps: float, fourcc: int, device: str | None) -> None:
+        if RecordingBackend.fault:
+            raise RuntimeError(RecordingBackend.fault)
+        self.size_px, self.fps, self.name = (width, height), fps, device or "recorder"
+        self.frames: list[NDArray[np.uint8]] = []
+        self.closed = 0
+        RecordingBackend.made.append(self)
+
+    def close(self) -> None:
+        self.closed += 1
+
+    def send(self, frame: NDArray[np.uint8]) -> None:
+        if RecordingBackend.fault:
+            raise RuntimeError(RecordingBackend.fault)
+        self.frames.append(frame.copy())
+
+    def device(self) -> str:
+        return self.name
+
+    def native_fourcc(self) -> int | None:
+        return None
+
+
+@pytest.fixture
+def recorder(monkeypatch: pytest.MonkeyPatch) -> type[RecordingBackend]:
+    monkeypatch.setattr(RecordingBackend, "made", [])
+    monkeypatch.setattr(RecordingBackend, "fault", "")
+    monkeypatch.setitem(pyvirtualcam.camera.BACKENDS, "recording", RecordingBackend)
+    return RecordingBackend
+
+
+def test_virtual_camera_sends_what_it_is_given(recorder: type[RecordingBackend]) -> None:
+    camera = VirtualCamera((64, 36), 30.0, backend="recording")
+    camera.open()
+    camera.open()
+    picture = np.zeros((36, 64, 3), np.uint8)
+    picture[:18, :, 0] = 200
+    camera.send(Frame(picture, 0.0))
+    (made,) = recorder.made
+    assert (made.size_px, made.fps, camera.name) == ((64, 36), 30.0, "recorder")
+    assert np.array_equal(made.frames[0].reshape(36, 64, 3), picture)
+    camera.close()
+    camera.close()
+    assert made.closed == 1
+    with pytest.raises(SinkLostError, match="not open"):
+        camera.send(Frame(picture, 0.0))
+
+
+def test_virtual_camera_that_fails_is_let_go_and_opens_again(recorder: type[RecordingBackend]) -> None:
+    camera = VirtualCamera((64, 36), 30.0, backend="recording", device="mine")
+    camera.open()
+    assert camera.name == "mine"
+    recorder.fault = "VIDIOC went away"
+    with pytest.raises(SinkLostError):
+        camera.send(Frame(np.zeros((36, 64, 3), np.uint8), 0.0))
+    assert recorder.made[0].closed == 1
+    recorder.fault = ""
+    camera.open()
+    camera.send(Frame(np.zeros((36, 64, 3), np.uint8), 0.0))
+    assert len(recorder.made) == 2
+    camera.close()
+
+
+def test_unknown_backend_is_told() -> None:
+    with pytest.raises(SinkLostError, match=r"no virtual camera backend 'obz'.*camera\.backend"):
+        VirtualCamera(backend="obz").open()
+
+
+@pytest.mark.parametrize(
+    ("system", "message", "words"),
+    [
+        (
+            "Linux",
+            "'v4l2loopback' backend: No v4l2 loopback device found at /dev/video[0-99]. Did you run 'modprobe "
+            "v4l2loopback'? See also pyvirtualcam's documentation.",
+            ["modprobe v4l2loopback", "exclusive_caps=1", "card_label=Understudy"],
+        ),
+        ("Linux", "'v4l2loopback' backend: Device /dev/video7 does not exist.", ["/dev/video7", "modprobe"]),
+        ("Linux", "Device /dev/video3 could not be opened: Permission denied", ["usermod -aG video", "log in again"]),
+        (
+            "Linux",
+            "'v4l2loopback' backend: Device /dev/video3 could not be opened: Device or resource busy",
+            ["in use"],
+        ),
+        ("Linux", "Virtual camera device /dev/video0 is not a video output device.", ["/dev/video0", "--device"]),
+        ("Windows", "'obs' backend: OBS Virtual Camera device not found! Did you install OBS?", ["install OBS"]),
+        ("Windows", "'obs' backend: virtual camera output could not be started", ["in use", "Unity Capture"]),
+        ("Windows", "'unitycapture' backend: Unity Capture device not responding", ["Install.bat"]),
+        ("Darwin", "'obs' backend: OBS Virtual Camera is not installed in your system.", ["OBS 30", "System Settings"]),
+        ("Darwin", "'obs' backend: error: stream already running", ["stop it in OBS"]),
+        ("Linux", "something\nnobody has seen", ["something nobody has seen", "understudy doctor"]),
+        ("Plan 9", "no such thing", ["understudy doctor"]),
+    ],
+)
+def test_every_refusal_says_what_to_do(system: str, message: str, words: list[str]) -> None:
+    sentence = what_to_do(message, system)
+    assert all(word in sentence for word in words), sentence
+    assert "\n" not in sentence
+
+
+def test_nowhere_counts(face_photo: Image) -> None:
+    sink = NoCamera((64, 36), 25.0)
+    sink.open()
+    sink.send(Frame(face_photo, 0.0))
+    sink.close()
+    assert (sink.count, sink.size_px, sink.fps) == (1, (64, 36), 25.0)

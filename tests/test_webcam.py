@@ -4,13 +4,15 @@ from itertools import pairwise
 from pathlib import Path
 
 import av
+import cv2
 import numpy as np
 import pytest
 from av.audio.frame import AudioFrame
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from plugin.webcam import Clip
+from plugin import webcam
+from plugin.webcam import CameraInfo, CameraLostError, Clip, ClipCamera, Webcam, choose_camera
 
 
 def write_gradient_clip(
@@ -190,3 +192,150 @@ def test_damage_in_the_middle_is_passed_over(tmp_path):
     frames = list(clip)
     assert len(frames) > 40
     assert all(a.time_s < b.time_s for a, b in pairwise(frames))
+
+
+# --- live ---------------------------------------------------------------------------------------------------
+
+
+CAMERAS = [
+    CameraInfo(0, "Integrated Camera: Integrated C", "/dev/video0", False),
+    CameraInfo(2, "Logitech BRIO", "/dev/video2", False),
+    CameraInfo(9, "Understudy", "/dev/video9", True),
+]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "remembered", "index"),
+    [
+        ("", "", 0),
+        ("", "Logitech BRIO", 2),
+        ("", "a camera that is unplugged", 0),
+        ("logitech brio", "", 2),
+        ("brio", "Integrated Camera: Integrated C", 2),
+        ("/dev/video2", "", 2),
+        ("2", "", 2),
+        ("Understudy", "", 9),
+    ],
+)
+def test_cameras_are_chosen_by_name(wanted: str, remembered: str, index: int) -> None:
+    assert choose_camera(wanted, remembered, CAMERAS).index == index
+
+
+def test_a_virtual_camera_is_never_chosen_by_itself() -> None:
+    with pytest.raises(CameraLostError, match="only cameras here are virtual ones \\('Understudy'\\)"):
+        choose_camera("", "Understudy", CAMERAS[2:])
+
+
+def test_wrong_and_missing_cameras_are_told() -> None:
+    with pytest.raises(CameraLostError, match="no camera 'leica'; this machine has 'Integrated Camera"):
+        choose_camera("leica", "", CAMERAS)
+    with pytest.raises(CameraLostError, match="plug one in"):
+        choose_camera("", "", [])
+
+
+class FakeCapture:
+    """What `cv2.VideoCapture` does, for one camera whose plug can be pulled."""
+
+    plugged, held, stamped = True, False, True
+
+    def __init__(self, index: int, backend: int) -> None:
+        self.index, self.released, self.settings = index, False, {}
+
+    def isOpened(self) -> bool:  # noqa: N802 - OpenCV's own name
+        return FakeCapture.plugged and not FakeCapture.held
+
+    def set(self, what: int, value: float) -> bool:
+        self.settings[what] = value
+        return True
+
+    def get(self, what: int) -> float:
+        return 9_990.0 if FakeCapture.stamped else 12.0
+
+    def read(self) -> tuple[bool, np.ndarray | None]:
+        if not FakeCapture.plugged:
+            return False, None
+        bgr = np.zeros((480, 640, 3), np.uint8)
+        bgr[..., 0] = 250
+        return True, bgr
+
+    def release(self) -> None:
+        self.released = True
+
+
+@pytest.fixture
+def fake_capture(monkeypatch: pytest.MonkeyPatch) -> type[FakeCapture]:
+    monkeypatch.setattr(cv2, "VideoCapture", FakeCapture)
+    monkeypatch.setattr(webcam, "list_cameras", lambda: CAMERAS if FakeCapture.plugged else CAMERAS[2:])
+    for name, value in (("plugged", True), ("held", False), ("stamped", True)):
+        monkeypatch.setattr(FakeCapture, name, value)
+    return FakeCapture
+
+
+def test_webcam_gives_rgb_with_the_time_of_capture(fake_capture: type[FakeCapture]) -> None:
+    camera = Webcam("brio", clock=lambda: 10.0)
+    camera.open()
+    frame = camera.read()
+    assert camera.name == "Logitech BRIO"
+    assert frame.rgb.shape == (480, 640, 3)
+    assert tuple(frame.rgb[0, 0]) == (0, 0, 250), "RGB: blue is last"
+    assert frame.time_s == pytest.approx(9.99), "the driver's stamp"
+    camera.close()
+
+
+def test_stamps_of_another_clock_are_not_believed(fake_capture: type[FakeCapture]) -> None:
+    fake_capture.stamped = False
+    camera = Webcam(clock=lambda: 10.0)
+    camera.open()
+    assert camera.read().time_s == 10.0
+    camera.close()
+
+
+def test_webcam_unplugged_and_plugged_in_again(fake_capture: type[FakeCapture]) -> None:
+    camera = Webcam("brio", clock=lambda: 10.0)
+    camera.open()
+    camera.read()
+    fake_capture.plugged = False
+    with pytest.raises(CameraLostError, match="'Logitech BRIO' gives no picture: it was unplugged"):
+        camera.read()
+    camera.close()
+    with pytest.raises(CameraLostError, match="no camera 'brio'"):
+        camera.open()
+    with pytest.raises(CameraLostError, match="not open"):
+        camera.read()
+    fake_capture.plugged = True
+    camera.open()
+    assert camera.read().rgb.any()
+    camera.close()
+
+
+def test_webcam_held_by_another_program(fake_capture: type[FakeCapture]) -> None:
+    fake_capture.held = True
+    with pytest.raises(CameraLostError, match="another program may hold it"):
+        Webcam().open()
+
+
+def test_clip_plays_as_a_camera_over_and_over(tmp_path: Path) -> None:
+    now = 50.0
+
+    def clock() -> float:
+        nonlocal now
+        now += 0.05  # as slow as the clip is fast: no waiting
+        return now
+
+    camera = ClipCamera(write_gradient_clip(tmp_path / "clip.mp4", count=4), clock)
+    with pytest.raises(CameraLostError, match="not open"):
+        camera.read()
+    camera.open()
+    times = [camera.read().time_s for _ in range(10)]
+    camera.close()
+    assert all(0.039 < later - earlier < 0.041 for earlier, later in pairwise(times)), "also where it starts again"
+
+
+def test_clip_goes_on_after_sleep_instead_of_racing(tmp_path: Path) -> None:
+    now = [50.0]
+    camera = ClipCamera(write_gradient_clip(tmp_path / "clip.mp4", count=4), lambda: now[0])
+    camera.open()
+    camera.read()
+    now[0] += 3600
+    assert camera.read().time_s == now[0]
+    camera.close()
