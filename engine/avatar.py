@@ -33,10 +33,11 @@ Header, all keys present, no others:
 An entry of kind "array" is the bare values, C order, little-endian, `dtype` one of uint8, int16, float16,
 float32; of kind "jpeg" or "png" a picture file of exactly the `shape` said (`[H, W, 3]` or `[H, W]`), uint8.
 
-    reference/<i>/rgb     jpeg  uint8   [S, S, 3]     i = 0 ... 7 without a gap, at least one
+    reference/<i>/rgb     jpeg  uint8   [S, S, 3]     i = 0 ... 11 without a gap, at least one
     reference/<i>/matte   png   uint8   [S/4, S/4]    255 is the person; made larger bilinearly
     reference/<i>/points  array int16   [478, 3]      in 1/16384 of S
     reference/<i>/pose    array float32 [13]          rotation by rows, translation, scale: `engine.frames`
+    reference/<i>/borrowed array uint8 [1]            1 eyes, 2 mouth: only where not their own. These come last
     embedding             array float32 [n]           1 <= n <= 4096
     neutral               array float32 [478, 3]      the neutral face
     tuned/<name>          array float16 any           sorted by name; what fine-tuning changed
@@ -74,7 +75,8 @@ MAGIC = b"\x89AVTR\r\n\x1a"
 VERSION = 1
 MAX_FILE_BYTES = 3_000_000
 MAX_HEADER_BYTES = 1 << 20
-MAX_REFERENCES = 8
+MAX_REFERENCES = 12
+BORROWED = ("", "eyes", "mouth")
 MAX_ENTRIES = 4096
 SIZES_PX = range(16, 1025, 4)
 MATTE_SHRINK = 4
@@ -126,6 +128,8 @@ class Reference:
     """`[3, 3]`, `[3]` and pixels per centimetre: the pose as in `engine.frames.Face`, for the crop."""
     translation: NDArray[np.float32]
     scale: float
+    borrowed: str = ""
+    """"eyes" or "mouth" where these are somebody else's: the reference serves nothing but them."""
     encoded: tuple[bytes, bytes] = field(default=(b"", b""), repr=False)
     """The files `rgb` and `matte` were read from. Saving uses them again while they still say the same, so an
     avatar that is renamed or copied through the program loses nothing."""
@@ -139,6 +143,8 @@ class Reference:
         _expect("the points of a reference", self.points, "float32", (POINT_COUNT, 3))
         _expect("the rotation of a reference", self.rotation, "float32", (3, 3))
         _expect("the translation of a reference", self.translation, "float32", (3,))
+        if self.borrowed not in BORROWED:
+            _refuse(f"a reference may borrow eyes or mouth, not {self.borrowed!r}")
         if np.abs(self.points).max() > 1.99 * side:
             _refuse(f"a point of a reference lies {np.abs(self.points).max():.0f} px out, over twice the side")
         if not (math.isfinite(self.scale) and self.scale > 0):
@@ -170,6 +176,8 @@ class Avatar:
         _check_origin(self.name, self.created, self.program, self.base)
         if not 1 <= len(self.references) <= MAX_REFERENCES:
             _refuse(f"it has {len(self.references)} references, not 1 to {MAX_REFERENCES}")
+        if any(one.borrowed for one in self.references[: len(self.photos)]) or not self.photos:
+            _refuse("a reference that borrows stands before one that does not")
         for reference in self.references:
             if reference.rgb.shape[0] != self.size_px:
                 _refuse(f"a reference has {reference.rgb.shape[0]} px a side and the avatar {self.size_px} px")
@@ -184,6 +192,11 @@ class Avatar:
                 _refuse(f"the tuned values {name!r} are not all finite float16 or float32")
             if values.size and np.abs(values).max() > np.finfo(np.float16).max:
                 _refuse(f"the tuned values {name!r} reach {np.abs(values).max():.3g}, too much for float16")
+
+    @property
+    def photos(self) -> tuple[Reference, ...]:
+        """The references that are the person's own pictures; those that borrow come after them."""
+        return tuple(one for one in self.references if not one.borrowed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,6 +319,8 @@ def _pack(avatar: Avatar) -> bytes:
         array(f"reference/{index}/points", np.rint(reference.points * (POINT_STEPS / side)), "int16")
         pose = np.concatenate([reference.rotation.ravel(), reference.translation, [reference.scale]])
         array(f"reference/{index}/pose", pose, "float32")
+        if reference.borrowed:
+            array(f"reference/{index}/borrowed", np.array([BORROWED.index(reference.borrowed)]), "uint8")
     array("embedding", avatar.embedding, "float32")
     array("neutral", avatar.neutral, "float32")
     for name in sorted(avatar.tuned):
@@ -556,6 +571,11 @@ def _unpack(head: Header, payload: memoryview) -> Avatar:
         _, matte = take(prefix + "matte", "png", "uint8", small)
         points = array(prefix + "points", "int16", (POINT_COUNT, 3)).astype(np.float32) * (side / POINT_STEPS)
         pose = array(prefix + "pose", "float32", (13,))
+        borrowed = 0
+        if prefix + "borrowed" in left:
+            borrowed = int(array(prefix + "borrowed", "uint8", (1,))[0])
+            if not 1 <= borrowed < len(BORROWED):
+                _refuse(f"the entry {prefix}borrowed is {borrowed}, neither 1 (eyes) nor 2 (mouth)")
         pixels, alpha = _decoded(rgb, matte, side)
         references.append(
             Reference(
@@ -565,6 +585,7 @@ def _unpack(head: Header, payload: memoryview) -> Avatar:
                 rotation=pose[:9].reshape(3, 3),
                 translation=pose[9:12],
                 scale=float(pose[12]),
+                borrowed=BORROWED[borrowed],
                 encoded=(rgb, matte),
             )
         )

@@ -61,7 +61,7 @@ class Render:
 @dataclass(frozen=True, slots=True)
 class Engine:
     device: Literal["auto", "cpu", "gpu", "npu", "cuda"]
-    precision: Literal["auto", "bf16", "f32"]
+    precision: Literal["auto", "int8", "bf16", "f32"]
     threads: Annotated[int, Between(0, 256)]
     """0: as many as there are physical cores."""
 
@@ -70,6 +70,7 @@ class Engine:
 class Enrol:
     max_photos: Annotated[int, Between(1, 1000)]
     tune_s: Annotated[float, Between(0.0, 86400.0)]
+    borrow: bool
 
 
 @dataclass(frozen=True, slots=True)

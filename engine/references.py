@@ -22,6 +22,8 @@ Floats = NDArray[np.float32]
 Pictures = tuple[Image, NDArray[np.uint8]]
 _URGENT = 0.3
 """The gain in misfit from which on a reference need not be kept for its whole dwell."""
+_NEVER, _BORROWING = 1e6, 0.25
+"""Misfit of a reference where it may not serve, and how much worse than one's own somebody else's teeth count."""
 PAUSE_S = 0.5
 """After so long without a frame nobody remembers the last one: everything changes at once."""
 
@@ -38,6 +40,7 @@ class ReferenceChooser:
         strangeness: Floats | None = None,
         softness: Floats | None = None,
         cuts: Sequence[Floats | None] | None = None,
+        borrowed: Sequence[str] | None = None,
     ) -> None:
         """`points`: the landmarks of each reference, `[478, 3]` in crop units.
 
@@ -47,7 +50,8 @@ class ReferenceChooser:
 
         `strangeness [R]` is added to each reference's misfit for slot A and the rest of the head: how unlike the front
         reference's its clothes and light are (`unlike`); `softness [R]` to its misfit for everything (`softness_of`).
-        `cuts`: where the upper edge cuts their hair (`cut_edge`).
+        `cuts`: where the upper edge cuts their hair (`cut_edge`). `borrowed`: "eyes" or "mouth" for a reference that
+        may serve these only, "" for the others, of which there is at least one.
         """
         self._points = np.stack(points)
         self._cut = np.array([number for number, cut in enumerate(cuts or ()) if cut is not None], np.int64)
@@ -58,6 +62,11 @@ class ReferenceChooser:
         # A blink would shine through for as long as slot A keeps it.
         lids = np.array([one["eyes"][:2].mean() for one in self._told])
         self._blinking = (3 * np.maximum(0.6 - lids / lids.max(), 0)).astype(np.float32)
+        self._barred = np.zeros((len(points), 4), np.float32)
+        for number, zone in enumerate(borrowed or ()):
+            if zone:
+                self._barred[number] = _NEVER
+                self._barred[number, 1 + geometry.ZONES.index(zone)] = _BORROWING
         self._fade_s = np.broadcast_to(np.asarray(fade_s, np.float64), 3)
         self._dwell_s = np.broadcast_to(np.asarray(dwell_s, np.float64), 4)
         self._margin = margin
@@ -102,7 +111,7 @@ class ReferenceChooser:
         misfits[:, 0] = geometry.whole_misfit(told, self._told, target, self._points) + self._blinking
         misfits[:, 1:] = [geometry.misfit(told, one) for one in self._told]
         misfits[:, :2] += self._strangeness[:, None]
-        misfits += self._softness[:, None]
+        misfits += self._softness[:, None] + self._barred
         if self._cuts is not None:
             back = geometry.head_similarity(target, self._points[self._cut])
             ends = np.linalg.solve(back[:, None, :, :2], (self._cuts - back[:, None, :, 2])[..., None])[..., 1, 0]

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from engine import geometry
 from engine.avatar import Avatar, Reference
-from engine.backends import Tensors
+from engine.backends import Backend, Tensors
 from engine.backends.choose import OPENVINO_DEVICES, open_backend
 from engine.backends.openvino import OpenVino
 from engine.base import Base
@@ -160,6 +160,11 @@ class Generator:
         """What draws, and why nothing faster does."""
         return self.backend.describe() + (f" ({self._why})" if self._why else "")
 
+    def draw_with(self, backend: Backend) -> None:
+        """Draw with another backend that takes the four references of the moment, as OpenVINO does."""
+        backend.set(self._atlases)
+        self.backend, self._on_card = backend, False
+
     def _show(self, chosen: NDArray[np.int64]) -> None:
         """Copy the references whose place in the atlas changed."""
         n, h, s = self.network_px, self.network_px // 4, self.size_px
@@ -240,9 +245,10 @@ class Stream:
         self.generator = generator
         prepared = generator.prepared
         cuts = [cut_edge(one.matte) for one in generator.references]
+        borrowed = [one.borrowed for one in generator.references]
         soft = softness_of([(one.rgb, one.points) for one in generator.references])
         points = [one.points for one in prepared]
-        self._chooser = ReferenceChooser(points, strangeness=strangeness, softness=soft, cuts=cuts)
+        self._chooser = ReferenceChooser(points, strangeness=strangeness, softness=soft, cuts=cuts, borrowed=borrowed)
         self._dissolve = Dissolve(generator.size_px)
         self.chosen = np.zeros(4, np.int64)
         """The references of the last frame: slot A, rest, eyes, mouth."""
@@ -278,18 +284,20 @@ class Renderer:
         self.size_px = render.size_px
         self.generator = Generator(avatar, base, config, render.size_px)
         prepared = self.generator.prepared
-        slot_a = front_reference([one.points for one in prepared])
-        strange = unlike([(one.rgb, one.matte, one.points) for one in avatar.references], slot_a)
+        photos = avatar.photos
+        slot_a = front_reference([one.points for one in prepared[: len(photos)]])
+        strange = np.zeros(len(prepared), np.float32)
+        strange[: len(photos)] = unlike([(one.rgb, one.matte, one.points) for one in photos], slot_a)
         self.stream = Stream(self.generator, strange)
         self.retarget = Retarget(avatar_face(avatar), NeutralFinder())
         self._absolute = render.motion == "absolute"
         self._ceiling = Ceiling(avatar.references[slot_a].matte, prepared[slot_a].points)
         self._rest = Rest(self._ceiling(self.retarget.rest()), render.hold_s, render.ease_s)
         self.absolute_square: tuple[float, float, float] | None = None
-        order = [slot_a, *(index for index in range(len(prepared)) if index != slot_a)]
+        order = [slot_a, *(index for index in range(len(photos)) if index != slot_a)]
         plate = None
         if render.background in ("photo", "blur"):
-            plate = clean_plate([avatar.references[i].rgb for i in order], [avatar.references[i].matte for i in order])
+            plate = clean_plate([photos[i].rgb for i in order], [photos[i].matte for i in order])
         self._compositor = Compositor(
             render.background, self.size_px, plate=plate, color=render.color, image=render.image
         )

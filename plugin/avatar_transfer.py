@@ -72,8 +72,8 @@ class AvatarTransferError(ValueError):
 
 def pack_preview(avatar: Avatar) -> bytes:
     """The preview of an avatar, 10 to 20 kB."""
-    apart = [float(np.abs(one.points - avatar.neutral).max()) for one in avatar.references]
-    reference = avatar.references[int(np.argmin(apart))]
+    apart = [float(np.abs(one.points - avatar.neutral).max()) for one in avatar.photos]
+    reference = avatar.photos[int(np.argmin(apart))]
     side = min(PREVIEW_PX, avatar.size_px)
     rgb = Pictures.fromarray(reference.rgb).resize((side, side), Pictures.Resampling.LANCZOS)
     matte = Pictures.fromarray(reference.matte).resize((side // 4, side // 4), Pictures.Resampling.BOX)

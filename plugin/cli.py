@@ -200,6 +200,8 @@ def print_enrolment(result: object) -> None:
         print("not fine-tuned: that takes three photos or more")
     else:
         print("not fine-tuned: enrol.tune_s is 0")
+    if lent := checks.get("borrowed"):
+        print(f"borrowed from people who do not exist, until a photo shows yours: {', '.join(lent)}")
     for wish in result.advice[:3]:
         print(f"would help: {wish}")
     spent = ", ".join(f"{name} {value:.1f} s" for name, value in result.seconds.items())

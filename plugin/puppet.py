@@ -74,8 +74,11 @@ class Settings:
             elif name == "image":
                 settings[name] = Path(str(value)).expanduser() if value else None
         changed = replace(self, **settings)
-        if changed.background == "image" and changed.image is None:
-            raise ValueError("the background 'image' needs a picture: set image as well")
+        if changed.background == "image":
+            if changed.image is None:
+                raise ValueError("the background 'image' needs a picture: set image as well")
+            if changed.scenery != self.scenery:
+                read_picture(changed.image)
         return changed
 
     @property
@@ -118,12 +121,13 @@ class EnrolledPuppet:
         # The renderer's own square background is not used: `Desk` lays the avatar over a wide one.
         self._renderer = Renderer(avatar, base, replace(config, render=replace(config.render, background="color")))
         neutral = avatar_face(avatar)
-        self._control = Control(TurnLimits.of([one.rotation for one in avatar.references], neutral.rotation))
+        self._control = Control(TurnLimits.of([one.rotation for one in avatar.photos], neutral.rotation))
         self._renderer.retarget.finder = self._control.neutral
         self._size_px, self._head_room = config.camera.picture_px, config.camera.head_room
-        front = front_reference([one.points for one in self._renderer.generator.prepared])
-        order = [front, *(index for index in range(len(avatar.references)) if index != front)]
-        shots = [avatar.references[index] for index in order]
+        photos = avatar.photos
+        front = front_reference([one.points for one in self._renderer.generator.prepared[: len(photos)]])
+        order = [front, *(index for index in range(len(photos)) if index != front)]
+        shots = [photos[index] for index in order]
         self._plate = clean_plate([one.rgb for one in shots], [one.matte for one in shots])
         self._cut = cut_edge(shots[0].matte) is not None
         rows = np.flatnonzero((shots[0].matte > 127).any(1))

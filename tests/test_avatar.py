@@ -440,12 +440,24 @@ def test_an_avatar_of_another_base(tiny: Path) -> None:
         avatars.load(tiny, "cd" * 32)
 
 
+def test_what_is_borrowed_is_kept_apart(tmp_path: Path) -> None:
+    avatar = drawn_avatar()
+    lent = [replace(avatar.references[0], borrowed=zone) for zone in ("eyes", "mouth")]
+    path = tmp_path / "lent.avatar"
+    avatars.save(replace(avatar, references=(*avatar.references, *lent)), path)
+    read = avatars.load(path)
+    own = len(avatar.references)
+    assert [one.borrowed for one in read.references] == [""] * own + ["eyes", "mouth"]
+    assert len(read.photos) == own
+
+
 def test_what_cannot_be_an_avatar_cannot_be_made_or_saved(tmp_path: Path) -> None:
     avatar = drawn_avatar()
     reference = avatar.references[0]
     for change, sentence in (
-        ({"references": ()}, "0 references, not 1 to 8"),
-        ({"references": (reference,) * 9}, "9 references, not 1 to 8"),
+        ({"references": ()}, "0 references, not 1 to 12"),
+        ({"references": (reference,) * 13}, "13 references, not 1 to 12"),
+        ({"references": (replace(reference, borrowed="eyes"), reference)}, "borrows stands before one that does not"),
         ({"size_px": 128}, "64 px a side and the avatar 128 px"),
         ({"embedding": np.zeros(4)}, "its embedding is float64"),
         ({"tuned": {"a b": np.zeros(1, np.float16)}}, "'a b' is no name"),
@@ -457,6 +469,7 @@ def test_what_cannot_be_an_avatar_cannot_be_made_or_saved(tmp_path: Path) -> Non
         ({"rgb": reference.rgb[:60]}, r"is uint8 \[60, 64, 3\], not|not a square"),
         ({"rgb": reference.rgb.astype(np.float32)}, "a reference is float32"),
         ({"points": reference.points * 9}, "over twice the side"),
+        ({"borrowed": "hair"}, "may borrow eyes or mouth, not 'hair'"),
         ({"points": reference.points[:468]}, r"\[468, 3\], not float32 \[478, 3\]"),
     ):
         with pytest.raises(AvatarError, match=sentence):

@@ -193,7 +193,10 @@ def test_without_time_nothing_is_tuned(home: Path, tiny_base: Base, monkeypatch:
 
 def test_one_photo_is_enough(home: Path, tiny_base: Base) -> None:
     made = enrol(PHOTOS[:1], "mara", tiny_base, settings(60.0), quiet, contact=home / "sheet.jpg")
-    assert len(avatars.load(made.path).references) == 1
+    read = avatars.load(made.path)
+    assert len(read.photos) == 1
+    assert [one.borrowed for one in read.references] == ["", "eyes", "mouth", "mouth"]
+    assert made.avatar.checks["borrowed"] == ["eyes shut", "teeth", "mouth open"]
     assert "steps" not in made.avatar.checks
     assert cv2.imread(str(home / "sheet.jpg")) is not None
 

@@ -221,6 +221,17 @@ def test_strange_clothes_keep_a_reference_from_the_rest_but_not_from_the_mouth(
     assert plain[1] == 3
 
 
+def test_what_is_borrowed_serves_its_zone_alone(make: Make, references: list[Floats]) -> None:
+    open_mouth = references[1]
+    borrowed = ["", "mouth", "", ""]
+    chosen, _ = ReferenceChooser(references, borrowed=borrowed).choose(open_mouth, 0.0)
+    assert chosen[3] == 1
+    assert 1 not in chosen[:3], "only the mouth is somebody else's to lend"
+    own = [*references, make(mouth_open_cm=1.4)]
+    chosen, _ = ReferenceChooser(own, borrowed=[*borrowed, ""]).choose(open_mouth, 0.0)
+    assert chosen[3] == 4, "one's own teeth come first"
+
+
 def test_a_blurred_photo_is_used_only_for_want_of_a_better_one(make: Make, references: list[Floats]) -> None:
     random = np.random.default_rng(0)
     grain = np.asarray(cv2.GaussianBlur(random.integers(0, 256, (256, 256, 3), np.uint8), (0, 0), 1.5), np.uint8)

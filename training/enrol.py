@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from engine import avatar as avatars
 from engine import geometry
-from engine.avatar import MAX_REFERENCES, Avatar, Reference
+from engine.avatar import Avatar, Reference
 from engine.base import Base
 from engine.config import Config
 from engine.frames import Face, Frame, Image, Points
@@ -32,6 +32,7 @@ from engine.references import ReferenceChooser
 from engine.renderer import Generator, avatar_face, resized
 from engine.tracker import Tracker, canonical_face, fit_pose
 from training import losses, photos
+from training.borrowed import borrow
 from training.episodes import Episodes, Sample, collate, picture_tensor, raster_tensor
 from training.export import load_generator
 from training.identity import SFace
@@ -44,6 +45,8 @@ from training.photos import CheckedPhoto, PhotoError
 logger = logging.getLogger(__name__)
 
 CROP_PX = 512
+MAX_PHOTOS = 8
+"""So many photos an avatar holds; of more, those least alike."""
 Report = Callable[[str, int, int], None]
 """Told as work goes on: stage, done, of how many."""
 
@@ -354,19 +357,22 @@ def build(
     usable: list[CheckedPhoto], name: str, base: Base, config: Config, report: Report
 ) -> tuple[Avatar, list[Reference], Tuning | None]:
     """The avatar of checked photos, not yet written."""
-    chosen = spread(usable, MAX_REFERENCES)
+    chosen = spread(usable, MAX_PHOTOS)
     with Matter() as matter:
         references = []
         for number, photo in enumerate(chosen):
             report("cropping and matting", number, len(chosen))
             references.append(to_reference(photo, matter))
     report("cropping and matting", len(chosen), len(chosen))
+    lent = borrow(references) if config.enrol.borrow else []
     shots = to_shots(references, base.size_px)
     person = Person(load_generator(base.weights), shots)
     tuning = None
     if len(shots) >= _LEAST_TO_TUNE and config.enrol.tune_s > 0:
         tuning = fine_tune(person, shots, LPIPS("vgg").eval(), FaceFeatures(), config.enrol.tune_s, report)
     checks: dict[str, object] = {"photos": len(usable), "references": len(references)}
+    if lent:
+        checks["borrowed"] = [one.expression for one in lent]
     if tuning is not None:
         checks["steps"] = tuning.steps
         for when, score in (("before", tuning.before), ("after", tuning.after)):
@@ -377,7 +383,7 @@ def build(
         created=avatars.now(),
         base=base.sha256,
         size_px=CROP_PX,
-        references=tuple(references),
+        references=(*references, *(one.reference for one in lent)),
         embedding=person.embedding[0].numpy().astype(np.float32),
         tuned=person.tuned(),
         neutral=references[most_neutral(references)].points,
@@ -496,12 +502,13 @@ def new_poses(avatar: Avatar) -> Iterator[tuple[str, Points]]:
 def contact_sheet(avatar: Avatar, base: Base, config: Config, cell_px: int = 256) -> Image:
     """Three rows, drawn by the engine itself: the photos, each of them drawn from the others, and new poses.
 
-    With a single photo the second row draws it from itself.
+    With a single photo the second row draws it from itself. What is borrowed stands at the end of the first row.
     """
     generator = Generator(avatar, base, config, base.size_px)
-    count = len(generator.prepared)
-    everyone = range(count)
-    columns = max(count, 6)
+    borrowed = [one.borrowed for one in avatar.references]
+    count = len(avatar.photos)
+    everyone = range(len(borrowed))
+    columns = max(len(borrowed), 6)
     sheet = np.full((3 * (cell_px + 26), columns * cell_px, 3), 255, np.uint8)
 
     def put(row: int, column: int, picture: Image, caption: str) -> None:
@@ -513,11 +520,15 @@ def contact_sheet(avatar: Avatar, base: Base, config: Config, cell_px: int = 256
         cv2.putText(sheet, caption, place, cv2.FONT_HERSHEY_SIMPLEX, 0.5, (60, 60, 60), 1, cv2.LINE_AA)
 
     def drawn(points: Points, allowed: Sequence[int]) -> Image:
-        chosen, fade = ReferenceChooser([generator.prepared[index].points for index in allowed]).choose(points, 0.0)
+        known, zones = [generator.prepared[index].points for index in allowed], [borrowed[index] for index in allowed]
+        chosen, fade = ReferenceChooser(known, borrowed=zones).choose(points, 0.0)
         return generator.draw(points, np.asarray(allowed)[chosen], fade)[0]
 
     for index, reference in enumerate(avatar.references):
-        others = [other for other in everyone if other != index] or [index]
+        if reference.borrowed:
+            put(0, index, reference.rgb, f"borrowed {reference.borrowed}")
+            continue
+        others = [other for other in everyone if other != index] if count > 1 else [*everyone]
         put(0, index, reference.rgb, f"photo {index + 1}")
         put(
             1,

@@ -49,7 +49,7 @@ from numpy.typing import NDArray
 from engine import avatar as avatars
 from engine import config as configs
 from engine import geometry
-from engine.avatar import MAX_REFERENCES, Avatar
+from engine.avatar import Avatar
 from engine.base import Base, open_base
 from engine.config import Config
 from engine.frames import Face, Frame, Image, Points
@@ -58,7 +58,7 @@ from engine.references import Ceiling, front_reference
 from engine.renderer import Generator, Renderer, Stream, avatar_face
 from engine.tracker import Tracker, canonical_face, fit_pose
 from training import photos
-from training.enrol import PersonShot, build, spread
+from training.enrol import MAX_PHOTOS, PersonShot, build, spread
 from training.episodes import raster_tensor, to_image
 from training.identity import SFace
 from training.matte import Matte
@@ -178,7 +178,7 @@ def take_photos(
     pools: Sequence[NDArray[np.int64]],
     tracker: photos.FaceFinder,
     embedder: photos.Embedder,
-    count: int = MAX_REFERENCES,
+    count: int = MAX_PHOTOS,
     candidates: int = CANDIDATES,
 ) -> list[Taken]:
     """Up to `count` photos as enrolment would choose them from `candidates` that were offered."""
@@ -315,7 +315,7 @@ class Relative:
         finder = NeutralFinder()
         finder.prime(list(seen))
         self._retarget = Retarget(avatar_face(avatar), finder)
-        points = [geometry.to_crop_units(one.points, one.rgb.shape[0]) for one in avatar.references]
+        points = [geometry.to_crop_units(one.points, one.rgb.shape[0]) for one in avatar.photos]
         front = front_reference(points)
         self._ceiling = Ceiling(avatar.references[front].matte, points[front])
         self._canonical = canonical_face()
@@ -432,7 +432,7 @@ class Options:
     clips: int
     """How many of a person's clips, the longest first; 0: all."""
     seed: int
-    shots: tuple[int, ...] = (MAX_REFERENCES,)
+    shots: tuple[int, ...] = (MAX_PHOTOS,)
     cross: int = 0
     """How many others drive each person."""
 
@@ -527,11 +527,11 @@ def evaluate_person(
     with Tracker(video=False, max_faces=4) as tracker:
         embedder = SFace()
         taken = take_photos(own, pools, tracker, embedder)
-        if len(taken) < MAX_REFERENCES:
-            raise LeftOutError(f"{len(taken)} photos instead of {MAX_REFERENCES}")
+        if len(taken) < MAX_PHOTOS:
+            raise LeftOutError(f"{len(taken)} photos instead of {MAX_PHOTOS}")
         sets: dict[int, list[Taken]] = {}
         for shots in options.shots:
-            if shots <= MAX_REFERENCES:
+            if shots <= MAX_PHOTOS:
                 sets[shots] = taken[:shots]
                 continue
             more = take_photos(own, pools, tracker, embedder, shots, 3 * shots)
@@ -546,7 +546,7 @@ def evaluate_person(
 
     chosen = free(list(sets.values()))
     if not chosen:
-        for shots in [shots for shots in sets if shots > MAX_REFERENCES]:
+        for shots in [shots for shots in sets if shots > MAX_PHOTOS]:
             del sets[shots]
             skipped[f"T = {shots}"] = f"no stretch far enough from {shots} photos"
         chosen = free([])
@@ -705,12 +705,12 @@ def evaluate(
         first = next(iter(person.results.values()))
         summary = ", ".join(f"{method} {scores['lpips']:.3f}" for method, scores in first.scores.items())
         logger.info("%s, %d frames, %.0f s: LPIPS %s", name, first.frames, time.monotonic() - began, summary)
-        write(done, left_out, told, MAX_REFERENCES, out, final=False)
+        write(done, left_out, told, MAX_PHOTOS, out, final=False)
     if judge is not None:
         judge.close()
     if not done:
         raise ValueError(f"nobody of the split {options.split!r} could be evaluated: {left_out}")
-    write(done, left_out, told, MAX_REFERENCES, out, final=True)
+    write(done, left_out, told, MAX_PHOTOS, out, final=True)
     return done
 
 
@@ -750,7 +750,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--people", type=int, default=0, help="how many, drawn by the seed; 0 = all")
     parser.add_argument("--frames", type=int, default=40, help="measured frames of each person (and of each driver)")
     parser.add_argument("--clips", type=int, default=0, help="of each person, the longest first; 0 = all")
-    parser.add_argument("--shots", type=_shots, default=(MAX_REFERENCES,), help="photos, e.g. 1,8,32")
+    parser.add_argument("--shots", type=_shots, default=(MAX_PHOTOS,), help="photos, e.g. 1,8,32")
     parser.add_argument("--cross", type=int, nargs="?", const=1, default=0, help="others that drive each person")
     parser.add_argument("--tune-s", type=float, help="seconds of fine-tuning; config.toml's if left out")
     parser.add_argument("--seed", type=int, default=0)

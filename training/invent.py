@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -267,8 +267,15 @@ class Studio:
             trial = self.take(trial.styles + steps @ self.steering.directions.T)
         return best
 
-    def photos(self, seed: int) -> Iterator[Photo]:
-        """The person of `seed` in all `STATES`."""
+    @classmethod
+    def ready(cls) -> Studio:
+        """With the networks fetched and the measures that ship."""
+        folder = cache() / "mobilestylegan"
+        folder.mkdir(parents=True, exist_ok=True)
+        return cls(Generator(fetch_networks(folder)), Meter(), np.load(MEASURES).astype(np.float64))
+
+    def photos(self, seed: int, states: Sequence[dict[str, float]] = STATES) -> Iterator[Photo]:
+        """The person of `seed` in all of the states."""
         found = self.take(self.find(seed))
         if found is None:
             raise ValueError(f"The picture of seed {seed} shows no face; take another seed.")
@@ -276,7 +283,7 @@ class Studio:
         rest = {"yaw": 0.0, "pitch": -6.0, "open": 0.004, "width": 0.385, "gaze": 0.0}
         rest |= {"lids": float(np.clip(measured["lids"], 0.056, 0.068)), "brows": measured["brows"]}
         neutral = self.steer(found, rest)
-        for state in STATES:
+        for state in states:
             wanted = rest | {name: value for name, value in state.items() if name in ASKED}
             wanted["brows"] += state.get("brows up", 0.0)
             yield self.steer(neutral, wanted)
@@ -314,12 +321,11 @@ def main() -> None:
     people = PEOPLE
     if given.seed is not None:
         people = {f"person{seed}": seed for seed in range(given.seed, given.seed + given.people)}
-    folder = cache() / "mobilestylegan"
-    folder.mkdir(parents=True, exist_ok=True)
-    generator, meter = Generator(fetch_networks(folder)), Meter()
     if given.measure:
-        measure_all(generator, meter, MEASURES)
-    studio, identity = Studio(generator, meter, np.load(MEASURES).astype(np.float64)), SFace()
+        folder = cache() / "mobilestylegan"
+        folder.mkdir(parents=True, exist_ok=True)
+        measure_all(Generator(fetch_networks(folder)), Meter(), MEASURES)
+    studio, identity = Studio.ready(), SFace()
     for name, seed in list(people.items())[: given.people]:
         (given.out / name).mkdir(parents=True, exist_ok=True)
         first: NDArray[np.float32] | None = None
