@@ -331,7 +331,7 @@ class Receiver:
             return None, Door(link.rendezvous.rstrip("/"), tls=tls), None
         token = Door("").token
         rendezvous = Rendezvous(only_token=token)
-        await rendezvous.start(None, link.port)
+        await rendezvous.start("0.0.0.0", link.port)
         announcement = Announcement(rendezvous.port) if link.announce else None
         return rendezvous, Door(f"http://127.0.0.1:{rendezvous.port}", token), announcement
 

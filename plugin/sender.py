@@ -281,7 +281,7 @@ class Sender:
         """How often it was connected."""
 
     async def run(self, wanted: Wanted) -> str:
-        """Meet, send, meet again. Raises `PairingError` when the first meeting fails."""
+        """Meet, send, meet again. Raises `PairingError` or `TransportError` when the first meeting fails."""
         self._watches.start(self._faces.append)
         status = asyncio.ensure_future(self._tell())
         trouble = 0
@@ -291,7 +291,7 @@ class Sender:
                     session, address = await self._meet(wanted)
                 except (PairingError, TransportError) as error:
                     if isinstance(wanted.secret, Code):
-                        raise PairingError(str(error)) from error
+                        raise
                     if trouble == 0:
                         self._say(f"{error}; trying again until it answers")
                     await self._rest(_AGAIN_S[min(trouble, len(_AGAIN_S) - 1)])

@@ -110,8 +110,11 @@ class Rendezvous:
         self._runner: web.AppRunner | None = None
         self.port = 0
 
-    async def start(self, host: str | None, port: int, tls: ssl.SSLContext | None = None) -> None:
-        """Listen. `host` None is every address, `port` 0 any free one (see `port`). Raises `ValueError`."""
+    async def start(self, host: str, port: int, tls: ssl.SSLContext | None = None) -> None:
+        """Listen. `host` is one address ("0.0.0.0": all of IPv4), `port` 0 any free one (see `port`).
+
+        Raises `ValueError`.
+        """
         app = web.Application()
         app.add_routes(
             [web.get("/", self._page), web.get("/send/{room}", self._send), web.get("/receive", self._receive)]
@@ -238,12 +241,12 @@ class Rendezvous:
         return room
 
 
-def _cannot_listen(host: str | None, port: int, error: OSError) -> str:
+def _cannot_listen(host: str, port: int, error: OSError) -> str:
     if error.errno == errno.EADDRINUSE:
         return f"port {port} is taken: set link.port to another one, or to 0 for any that is free"
     if error.errno in (errno.EACCES, errno.EPERM):
         return f"port {port} is not for ordinary users: set link.port to one above 1023"
-    return f"cannot listen at {host or 'any address'}, port {port}: {error.strerror or error}"
+    return f"cannot listen at {host}, port {port}: {error.strerror or error}"
 
 
 def _said(message: aiohttp.WSMessage) -> dict[str, Any]:
