@@ -2,7 +2,7 @@
 
     python -m plugin.netns usA usB [loss=0.1] [delay_ms=150] [rate_kbps=32] ...      (root, Linux, /dev/net/tun)
 
-makes the namespaces of the two names (10.77.0.1 and 10.77.0.2 in them), prints "ready", then answers each line on its input:
+makes the namespaces of the two names (10.77.0.1 and 10.77.0.2 in them), prints "ready", then obeys each line it reads:
 `loss=0.3 delay_ms=20` changes settings, `burst_ms=500` loses everything for so long, `count` prints what passed since
 the last `count` as JSON, the end of input removes the namespaces. It is netem in user space: TUN devices need no kernel
 module. Every IP byte is counted as it enters, both ways, by what it is: STUN, DTLS (with the SCTP in it), RTP, RTCP.

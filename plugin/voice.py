@@ -123,9 +123,13 @@ class Carrier(MediaStreamTrack):
 
     async def _next_sound(self) -> tuple[Opus, int]:
         while not self._packets:
+            if self.readyState != "live":
+                raise MediaStreamError
             self._ready.clear()
             try:
-                await asyncio.wait_for(self._ready.wait(), 1.5e-3 * self._packet_ms)
+                # Not wait_for: it swallows a cancellation that comes together with the event.
+                async with asyncio.timeout(1.5e-3 * self._packet_ms):
+                    await self._ready.wait()
             except TimeoutError:
                 return SILENCE, self._ticks + CLOCK_HZ * self._packet_ms // 1000
         opus, self._ticks = self._packets.popleft()
@@ -204,7 +208,8 @@ class VoiceReceived(MediaStreamTrack):
                 return made
             self._came.clear()
             try:
-                await asyncio.wait_for(self._came.wait(), self.hold_s if self._held else 1.0)
+                async with asyncio.timeout(self.hold_s if self._held else 1.0):
+                    await self._came.wait()
             except TimeoutError:
                 pass
         raise MediaStreamError
