@@ -554,6 +554,20 @@ def test_saving_keeps_comments_and_order_and_writes_what_differs(tmp_path: Path,
     assert [one.name for one in tmp_path.iterdir()] == ["mine.toml"], "nothing half-written is left"
 
 
+def test_a_profile_is_saved_as_one(tmp_path: Path, home: Path, face_photo: Image) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text("[camera]\nblink = 0.9\n\n[profiles.work.camera]\ngaze = 0.5  # calm\n")
+    config = load(path, "work")
+    base = Base(home, "0" * 64, 64, 8, 8, ())
+    studio = Studio(config, path, StillCamera(face_photo), Recorder(), base=base, profile="work")
+    studio.do("set", {"blink": 0.25, "background": "blur"})
+    studio.do("save", None)
+    assert (load(path).camera.blink, load(path).camera.gaze, load(path).render.background) == (0.9, 1.0, "photo")
+    work = load(path, "work")
+    assert (work.camera.blink, work.camera.gaze, work.render.background) == (0.25, 0.5, "blur")
+    assert "# calm" in path.read_text()
+
+
 def test_a_config_file_that_was_broken_meanwhile_is_left_alone(tmp_path: Path, home: Path, face_photo: Image) -> None:
     path = tmp_path / "mine.toml"
     studio = make_studio(Base(home, "0" * 64, 64, 8, 8, ()), face_photo, config_path=path)

@@ -145,8 +145,13 @@ class Studio:
         open_camera: Callable[[str], LiveSource] | None = None,
         base: Base | None = None,
         make_live: Callable[..., Live] = Live,
+        profile: str = "",
+        first: str = "",
     ) -> None:
-        """`config_path`: the user's own file, which need not exist; `cameras` names those that `open_camera` opens."""
+        """`config_path`: the user's own file, which need not exist; settings are saved into its `profile` if one is named.
+
+        `cameras` names those that `open_camera` opens; `first` is the avatar shown where the configuration names none.
+        """
         self.config_path = config_path if config_path and config_path.exists() else None
         self._save_path = config_path or avatars.home() / "config.toml"
         self._config = config
@@ -156,13 +161,19 @@ class Studio:
         self._source, self._gate = TappedSource(source), Gate(sink)
         self._cameras, self._open_camera = cameras, open_camera
         self._base = base or open_base()
-        self._closet = Closet(config, self._base, config.camera.avatar)
+        self._closet = Closet(config, self._base, config.camera.avatar or first)
+        self._profile = profile
         self._make_live = make_live
         self._live: Live | None = None
         self._chosen_avatar = ""
         self._alone: _Pump | None = None
         self._camera_wanted = False
         self._lock = threading.RLock()
+
+    @property
+    def names(self) -> Sequence[str]:
+        """The avatars that can be shown."""
+        return self._closet.names
 
     def start(self) -> None:
         """Show the first avatar there is; without one, wait for it to be made."""
@@ -325,7 +336,7 @@ class Studio:
 
     def _choose_camera(self, name: str) -> None:
         if self._open_camera is None:
-            raise ValueError("this panel was started with a camera of its own: start it without --source to choose one")
+            raise ValueError("this panel was started with a camera of its own: start it without --clip to choose one")
         if name and name not in self._cameras():
             raise ValueError(f"there is no camera {name!r} any more: plug it in again")
         self._names = self._names | {"name": name}
@@ -446,10 +457,15 @@ class Studio:
             document = tomlkit.parse(before)
         except (TOMLKitError, UnicodeDecodeError) as error:
             raise ValueError(f"{path} is not a TOML file any more ({error}): mend it, then save again") from error
+        place: Any = document
+        for name in ("profiles", self._profile) if self._profile else ():
+            if name not in place:
+                place[name] = tomlkit.table(is_super_table=True)
+            place = place[name]
         for (section, key), value in changes.items():
-            if section not in document:
-                document.add(section, tomlkit.table())
-            cast(dict[str, Any], document[section])[key] = value
+            if section not in place:
+                place[section] = tomlkit.table()
+            place[section][key] = value
         write_checked(path, tomlkit.dumps(document))
         self._saved = self._settings
         self._saved_names = self._names

@@ -290,7 +290,7 @@ function stage() {
       <button class=${on_air ? "air on" : "air"} @click=${goLive} aria-pressed=${on_air} ?disabled=${empty}
         data-do="live">${on_air ? icons.stop : icons.broadcast}<span>${on_air ? "Stop" : "Go live"}</span>${key("L")}</button>
       <button class="shield" @click=${privacy} aria-pressed=${state === "private"} ?disabled=${empty} data-do="privacy">
-        ${icons.shield}<span>${state === "private" ? "Show me again" : "Privacy"}</span>${key("P")}</button>
+        ${icons.shield}<span>${state === "private" ? "Show me" : "Privacy"}</span>${key("P")}</button>
       <button @click=${hold} aria-pressed=${state === "held"} ?disabled=${empty} data-do="hold">
         ${icons.pause}<span>${state === "held" ? "Go on" : "Hold"}</span>${key("H")}</button>
       <button @click=${neutral} ?disabled=${empty} data-do="neutral" title="Look relaxed into the camera, then press">

@@ -240,7 +240,9 @@ export class EnrolDialog {
         .filter((photo) => photo.thumbnail && photo.verdict !== "refused")
         .slice(0, 8)
         .map((photo) => html`<img src=${`/api/enrolment/thumbnail/${photo.thumbnail}`} alt="">`)}</div>
-      <progress max=${total} .value=${done} aria-label=${stage}></progress>
+      ${total > 1
+        ? html`<progress max=${total} value=${done} aria-label=${stage}></progress>`
+        : html`<progress aria-label=${stage}></progress>`}
       <p role="status">${sentence(stage).replace(/\.$/, "")}${total > 1 ? ` · ${done} of ${total}` : ""}</p>
       <p class="muted">You can leave this open; cancelling leaves nothing behind.</p>
     </div>`;
@@ -250,7 +252,7 @@ export class EnrolDialog {
     return html`<div class="ready">
       <img src=${`/api/avatars/${encodeURIComponent(state.made)}/picture.jpg?${Date.now() >> 20}`} alt=${`${state.made}, as enrolled`}>
       ${state.advice.length
-        ? html`<p class="muted">It would get better with ${state.advice[0]}.</p>`
+        ? html`<p class="muted">Would make it better: ${state.advice[0]}.</p>`
         : html`<p class="muted">No pose is missing.</p>`}
       <div class="row"><button class="main" @click=${() => this.close("use")} data-do="use">Show ${state.made}</button>
         <button @click=${() => this.close()}>Done</button></div>
