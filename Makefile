@@ -9,13 +9,18 @@ PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --n
 # cv2 needs these from the system: library -> package
 NEEDED := libGL.so.1:libgl1 libgthread-2.0.so.0:libglib2.0-0
 
-.PHONY: demo test check bench bench-link clean libraries
+.PHONY: demo test test-vm bench-camera check bench bench-link clean libraries
 
 demo: $(STAMP)
 	$(VENV)/bin/understudy demo
 
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m "not needs_gpu"
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m "not needs_gpu and not needs_vm"
+
+# A virtual machine with a real virtual camera: built once, as root, on Debian or Ubuntu.
+test-vm: $(STAMP)
+	test -s $${VM_CACHE:-$$HOME/.cache/understudy-vm}/vmlinuz || tests/vm/machine.sh build
+	$(VENV)/bin/python -m pytest -m needs_vm
 
 check: $(STAMP)
 	$(VENV)/bin/ruff check .
@@ -24,6 +29,9 @@ check: $(STAMP)
 
 bench: $(STAMP)
 	$(VENV)/bin/understudy bench
+
+bench-camera: $(STAMP)
+	$(VENV)/bin/python -m plugin.bench_camera
 
 # root: it makes network namespaces
 bench-link: $(STAMP)

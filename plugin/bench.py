@@ -34,7 +34,7 @@ _BLOCKS, _BLOCK = 6, 40
 _LONG = 5000
 
 
-def _avatar(out: Path, base: Base, config: Config) -> tuple[Avatar, Path]:
+def bench_avatar(out: Path, base: Base, config: Config) -> tuple[Avatar, Path]:
     """The demo's person, not fine-tuned (it costs the same to draw); kept while the base is the same."""
     path = out / "home" / "avatars" / "bench.avatar"
     os.environ["UNDERSTUDY_HOME"] = str((out / "home").absolute())
@@ -130,7 +130,7 @@ def bench(out: Path, config_path: Path | None) -> None:
     """Measure on every core and on one; write `bench.json` and `bench.png` into `out`, print the table."""
     out.mkdir(parents=True, exist_ok=True)
     base, config = open_base(), load(config_path)
-    avatar, path = _avatar(out, base, config)
+    avatar, path = bench_avatar(out, base, config)
     whole = measure(avatar, base, config)
     alone = _on_one_core(out, config_path) if hasattr(os, "sched_setaffinity") else None
     told = {
@@ -151,7 +151,7 @@ def _on_one_core(out: Path, config_path: Path | None) -> dict[str, object]:
         "import os, sys, json; from pathlib import Path; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
         "from plugin import bench; from engine.base import open_base; from engine.config import load\n"
         "config = load(Path(sys.argv[2]) if sys.argv[2] else None); base = open_base()\n"
-        "avatar, _ = bench._avatar(Path(sys.argv[1]), base, config)\n"
+        "avatar, _ = bench.bench_avatar(Path(sys.argv[1]), base, config)\n"
         "print(json.dumps(bench.measure(avatar, base, config, 0)))"
     )
     command = [sys.executable, "-c", code, str(out), str(config_path or "")]
