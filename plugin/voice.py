@@ -84,7 +84,7 @@ class Carrier(MediaStreamTrack):
         self._ready = asyncio.Event()
         self._pump: asyncio.Task[None] | None = None
         self._count = 0
-        self._ticks = 0
+        self._ticks = int(time.monotonic() * CLOCK_HZ)
         self.kbps = kbps
         self.muted = False
         """The voice is listened to and thrown away; faces go on."""
@@ -98,21 +98,13 @@ class Carrier(MediaStreamTrack):
         return int(replaced)
 
     async def recv(self) -> Packet:
-        if self.readyState != "live":
-            raise MediaStreamError
-        if self._voice is not None and self._pump is None:
-            self._pump = asyncio.get_running_loop().create_task(self._hear())
-        if self._voice is None:
-            await self._ready.wait()
-            self._ready.clear()
-            opus, ticks = SILENCE, int(time.monotonic() * CLOCK_HZ)
-        else:
-            opus, ticks = await self._next_sound()
-        if self.on_room is not None:
-            self.on_room()
-        face, self._face = self._face or b"", None
-        if opus.silent and not face:
-            return await self.recv()
+        while True:
+            opus, ticks = await (self._next_face() if self._voice is None else self._next_sound())
+            if self.on_room is not None:
+                self.on_room()
+            face, self._face = self._face or b"", None
+            if face or not opus.silent:
+                break
         told = self._voice is not None and self._count % _CLOCK_EVERY == 0
         self._count += 1
         packet = Packet(mount(opus, Rider(face, ticks if told else None)))
@@ -121,19 +113,32 @@ class Carrier(MediaStreamTrack):
             self.on_sent(0 if opus.silent else sum(map(len, opus.frames)), len(face))
         return packet
 
+    async def _next_face(self) -> tuple[Opus, int]:
+        while self._face is None:
+            self._check()
+            self._ready.clear()
+            await self._ready.wait()
+        return SILENCE, int(time.monotonic() * CLOCK_HZ)
+
     async def _next_sound(self) -> tuple[Opus, int]:
+        if self._pump is None:
+            self._pump = asyncio.get_running_loop().create_task(self._hear())
         while not self._packets:
-            if self.readyState != "live":
-                raise MediaStreamError
+            self._check()
             self._ready.clear()
             try:
                 # Not wait_for: it swallows a cancellation that comes together with the event.
                 async with asyncio.timeout(1.5e-3 * self._packet_ms):
                     await self._ready.wait()
             except TimeoutError:
-                return SILENCE, self._ticks + CLOCK_HZ * self._packet_ms // 1000
+                self._ticks += CLOCK_HZ * self._packet_ms // 1000
+                return SILENCE, self._ticks
         opus, self._ticks = self._packets.popleft()
         return opus, self._ticks
+
+    def _check(self) -> None:
+        if self.readyState != "live":
+            raise MediaStreamError
 
     async def _hear(self) -> None:
         assert self._voice is not None and self._encoder is not None
