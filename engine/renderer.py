@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import cv2
@@ -17,8 +18,8 @@ from numpy.typing import NDArray
 
 from engine import geometry
 from engine.avatar import Avatar, Reference
-from engine.backends import Backend, Tensors
-from engine.backends.choose import OPENVINO_DEVICES, open_backend
+from engine.backends import Backend, Tensors, UnavailableError
+from engine.backends.choose import OPENVINO_DEVICES, open_backend, open_openvino
 from engine.backends.openvino import OpenVino
 from engine.base import Base
 from engine.compositor import Compositor, clean_plate
@@ -125,10 +126,12 @@ class Generator:
         self.size_px, self.network_px = size_px, base.size_px
         self._direct = size_px == base.size_px
         outputs = ("rgb", "matte") if self._direct else ("matte", "flow", "weight", "synthesised")
+        constants = constants_of(avatar, base)
         self.backend, self._why = open_backend(
-            engine, base, avatar.name, constants_of(avatar, base), len(avatar.references), size_px, outputs
+            engine, base, avatar.name, constants, len(avatar.references), size_px, outputs
         )
         self._on_card = "chosen" in self.backend.inputs
+        self._spare = partial(open_openvino, engine, base, constants, outputs) if engine.device == "auto" else None
         encoder = OpenVino(base.encoder, None, None, OPENVINO_DEVICES[engine.device], "f32", engine.threads)
         self.references = avatar.references
         self.prepared = [prepare(reference, encoder, base.size_px, size_px) for reference in avatar.references]
@@ -164,6 +167,15 @@ class Generator:
         """Draw with another backend that takes the four references of the moment, as OpenVINO does."""
         backend.set(self._atlases)
         self.backend, self._on_card = backend, False
+        self._shown[:] = -1
+
+    def _go_on_without_card(self, error: UnavailableError) -> None:
+        """A card can go in the middle of a call: a new driver, a lid that is shut, another program's memory."""
+        if self._spare is None:
+            raise error
+        logger.warning("the graphics card is given up, OpenVINO goes on: %s", error)
+        self._why = f"TensorRT stopped: {error}"
+        self.draw_with(self._spare())
 
     def _show(self, chosen: NDArray[np.int64]) -> None:
         """Copy the references whose place in the atlas changed."""
@@ -191,15 +203,18 @@ class Generator:
         described = [self._described[index] for index in chosen]
         trust = geometry.trust(geometry.describe(target), described[0], described[1:])
         told = geometry.condition(target, self._points, fade, trust)
-        drawn = self.backend.run(
-            {
-                "raster": told.raster[None],
-                "grids": told.grids[None],
-                "tile": told.tile[None],
-                "detail": told.detail[None, None],
-                **({"chosen": chosen.astype(np.int32)} if self._on_card else {}),
-            }
-        )
+        given = {
+            "raster": told.raster[None],
+            "grids": told.grids[None],
+            "tile": told.tile[None],
+            "detail": told.detail[None, None],
+            **({"chosen": chosen.astype(np.int32)} if self._on_card else {}),
+        }
+        try:
+            drawn = self.backend.run(given)
+        except UnavailableError as error:
+            self._go_on_without_card(error)
+            return self.draw(target, chosen, fade)
         if self._direct or self._on_card:
             return np.asarray(drawn["rgb"][0], np.uint8), np.asarray(drawn["matte"][0], np.uint8)
         return self._enlarge(drawn, told.tile, int(chosen[0]))

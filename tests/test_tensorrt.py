@@ -288,6 +288,23 @@ def test_two_avatars_are_at_hand_at_once(on_card: FakeCard, tiny_base: Base, tin
     assert on_card.seen == ["replay", "wait"] * 4, "a switch moves nothing"
 
 
+def test_a_card_that_goes_in_the_middle_of_a_call(
+    on_card: FakeCard, tiny_base: Base, tiny_avatar: Avatar, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With `auto` the processor goes on with the same picture; who asked for the card is told that it is gone."""
+    on_card.records = False
+    told = target("man_still"), np.array([0, 1, 2, 1]), FADE
+    drawing, asked = (generator(tiny_avatar, tiny_base, device, 256) for device in ("auto", "cuda"))
+    before = drawing.draw(*told)[0].copy()
+    tensorrt.flavours()[0].module.draws = False
+    assert np.abs(drawing.draw(*told)[0].astype(int) - before).max() <= 1
+    assert "OpenVINO goes on: TensorRT for RTX 1.2.3 stopped drawing" in caplog.text
+    said = drawing.describe()
+    assert said.startswith("OpenVINO ") and "(TensorRT stopped: TensorRT for RTX 1.2.3 stopped drawing on" in said
+    with pytest.raises(UnavailableError, match="stopped drawing"):
+        asked.draw(*told)
+
+
 # --- which TensorRT, for which cards ---
 
 

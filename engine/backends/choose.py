@@ -40,11 +40,13 @@ def open_backend(
             if engine.device == "cuda":
                 raise UnavailableError(f'device = "cuda" cannot be used: {error}') from error
             why = str(error) if str(error).startswith("TensorRT") else f"TensorRT: {error}"
+    return open_openvino(engine, base, constants, outputs), why
+
+
+def open_openvino(engine: Engine, base: Base, constants: Tensors, outputs: Sequence[str]) -> Backend:
+    """An avatar on a processor, or on what Intel makes. Raises `ValueError` when the device is not there."""
     device = OPENVINO_DEVICES[engine.device]
-    return (
-        OpenVino(base.processor, constants, outputs, device, engine.precision, engine.threads, base.ranges),
-        why,
-    )
+    return OpenVino(base.processor, constants, outputs, device, engine.precision, engine.threads, base.ranges)
 
 
 def open_tensorrt(engine: Engine, base: Base, name: str, constants: Tensors, references: int, size_px: int) -> Backend:
