@@ -12,6 +12,7 @@ import io
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -50,6 +51,8 @@ _CARD_FPS = 5.0
 """Words alone need no more pictures a second."""
 _CROSSFADE_S = 0.3
 _WAKE_S = 0.2
+_VOICE_AHEAD_S = 0.03
+"""Sound should be here so long before it is heard: a loudspeaker takes it in blocks."""
 _MAX_VOICE_DELAY_S = 0.5
 
 
@@ -100,6 +103,7 @@ class Screen:
         self._changed_s = -np.inf
         self._words = "waiting for the sender"
         self._last_face_s: float | None = None
+        self._needed_s: deque[float] = deque(maxlen=150)
         self._card: tuple[str, Image] | None = None
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
@@ -148,17 +152,19 @@ class Screen:
         return self._renderer
 
     def voice_due_s(self, sender_s: float, now_s: float) -> float | None:
-        """When sound of this moment is to be heard: when its lips are shown. None before the first face."""
+        """When sound of this moment, here now, is to be heard: when its lips are shown. None before the first face.
+
+        Faces learn from it how long to wait for the sound: as long as all but one in twenty of its pieces took.
+        """
         with self._lock:
             shown_s = self._jitter.sender_s(now_s)
-        if shown_s is None:
-            return None
-        return now_s + unwrap(sender_s, shown_s, TIME_WRAP_S) - shown_s + self.lag_s
-
-    def wait_for_voice(self, late_s: float) -> None:
-        """Sound came too late for its lips by so much: faces wait for it from now on."""
-        with self._lock:
-            self._jitter.floor_s = min(max(self._jitter.delay_s, self._jitter.floor_s) + late_s, _MAX_VOICE_DELAY_S)
+            if shown_s is None:
+                return None
+            due_s = now_s + unwrap(sender_s, shown_s, TIME_WRAP_S) - shown_s + self.lag_s
+            self._needed_s.append(self._jitter.delay_s + now_s + _VOICE_AHEAD_S - due_s)
+            needed_s = float(np.quantile(np.fromiter(self._needed_s, np.float64), 0.95))
+            self._jitter.floor_s = min(max(needed_s, 0.0), _MAX_VOICE_DELAY_S)
+        return due_s
 
     @property
     def lag_s(self) -> float:
@@ -289,8 +295,8 @@ class Receiver:
         self.connections = 0
         self.voice_s = 0.0
         """How much voice came."""
-        self.skew_ms: list[float] = []
-        """How far each piece of sound will be heard from its lips: what did not fit into its moment."""
+        self.skew_ms: deque[float] = deque(maxlen=1000)
+        """How much later than its lips each piece of sound came: 0 for all that came in time."""
 
     async def run(self, seconds: float | None = None) -> None:
         """Raises `ValueError`/`OSError` with one sentence when it cannot begin, or the sink fails."""
@@ -550,11 +556,7 @@ class Receiver:
                 continue
             samples = np.asarray(frame.to_ndarray(), np.int16).reshape(-1)
             self._timeline.put(samples, due_s)
-            late_s = max(now + 0.03 - due_s, 0.0)
-            if late_s > 0:
-                self.screen.wait_for_voice(late_s)
-            self.skew_ms.append(1e3 * late_s)
-            del self.skew_ms[:-500]
+            self.skew_ms.append(1e3 * max(now - due_s, 0.0))
             self.voice_s += len(samples) / RATE_HZ
 
     async def _tell(self) -> None:

@@ -147,10 +147,22 @@ def test_sound_is_due_when_its_lips_are_shown(make_face: MakeFace) -> None:
     assert clock_s == pytest.approx(drawn_s + screen.lag_s, abs=0.02)
     for wrapped in (shown_s - 65.536, shown_s + 655.36):  # faces count to 65.536 s, sound for ever
         assert screen.voice_due_s(wrapped, drawn_s) == pytest.approx(clock_s, abs=1e-6)
-    before = screen.picture.delay_ms
-    screen.wait_for_voice(0.1)
-    feed(screen, make_face, clock, 60)
-    assert screen.picture.delay_ms > before + 60
+
+
+def test_faces_wait_for_a_voice_that_is_slower_and_no_longer_than_it_is(make_face: MakeFace) -> None:
+    clock = Clock()
+    screen, _ = screen_with(clock)
+    screen.wear(Puppet())
+
+    def speak(late_s: float, count: int) -> float:
+        for _ in range(count):
+            feed(screen, make_face, clock, 1)
+            screen.voice_due_s((clock.now_s - late_s) % 65.536, clock.now_s)
+        return screen.picture.delay_ms
+
+    assert speak(0.3, 100) == pytest.approx(330, abs=15)  # and 30 ms ahead of the loudspeaker
+    assert speak(0.1, 300) == pytest.approx(130, abs=15)
+    assert speak(9.0, 300) == pytest.approx(500, abs=15)  # there is an end to waiting
 
 
 # --- both loops ---
