@@ -148,7 +148,7 @@ class Studio:
         profile: str = "",
         first: str = "",
     ) -> None:
-        """`config_path`: the user's own file, which need not exist; settings are saved into its `profile` if one is named.
+        """`config_path`: the user's own file, which need not exist; saved into its `profile` if one is named.
 
         `cameras` names those that `open_camera` opens; `first` is the avatar shown where the configuration names none.
         """
