@@ -480,7 +480,6 @@ class Encoder:
         self._looked_s = -math.inf
         self._score = math.inf
         self._sequence = 0
-        self._last: tuple[int, int, Levels] | None = None
         self._pinned = neutral is not None
         if neutral is not None:
             self._offer(neutral)
@@ -514,8 +513,10 @@ class Encoder:
         if intervals and not 0 <= min(intervals) <= max(intervals) < 1 << 15:
             raise ValueError(f"the times of a packet's frames must grow by less than 32 s, not by {intervals} ms")
         seen = [face for face in faces if isinstance(face, Face)]
-        if not all(math.isfinite(face.scale) and face.scale > 0 and np.isfinite(face.points).all() for face in seen):
-            raise ValueError("a face holds points that are no numbers")
+        for face in seen:
+            numbers = face.points, face.rotation, face.translation
+            if not (0 < face.scale < math.inf and all(np.isfinite(array).all() for array in numbers)):
+                raise ValueError("a face holds numbers that are no numbers, or a scale that is no size")
         if seen:
             self._look(seen)
         symbols = Symbols()
@@ -564,7 +565,6 @@ class Encoder:
         number = self._next.number % _HEADER_IDS + 1
         self._next_packet = self._headers.encode(number, to_head(face), face.size_px)
         self._next = self._headers.decode(self._next_packet)
-        self._last = None
 
     def _quantised(self, seen: list[Face]) -> Levels:
         """`[N, P]`: closed-loop, each frame on the grid around its prediction."""

@@ -1,0 +1,204 @@
+"""The codec on people it never saw -> rates, errors, pictures: `python -m training.measure_codec HEADS --split test`.
+
+Clips are tracked as in a call, smoothing included, and sent packet by packet through `engine.codec`; errors are against
+the tracker's own faces. With `--avatar` (more than one may be given) each person also drives an avatar: the picture
+drawn from the decoded face is compared with the picture drawn from the tracked one (LPIPS, VGG16, 256 px), with the
+movement taken relatively and absolutely. Means over a person's frames, then over people; intervals are 95 %, from
+10 000 bootstrap draws of people. Headers are counted apart: they are sent once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from engine import avatar as avatars
+from engine import config as configs
+from engine.avatar import Avatar
+from engine.base import Base, open_base
+from engine.codec import DEFAULT, QUALITIES, Decoder, Encoder
+from engine.frames import Face, Image, NoFace
+from engine.motion import to_head
+from engine.renderer import Renderer
+from training.basis import tracks
+from training.measures import lid_openings, motion_errors
+from training.networks.perceptual import LPIPS
+from training.tables import interval
+
+logger = logging.getLogger(__name__)
+
+FPS = 25
+EYEBALL_CM = 1.2
+"""Radius of the eyeball, in the units of the canonical face."""
+SHUT = 12.0
+"""Lids nearer than this share of the eye's width, %, hide the iris."""
+STRETCH, SETTLING = 30, 10
+"""Frames drawn in a row, and how many of them before the first that is measured."""
+
+Scores = dict[str, float]
+Clip = Sequence[Face | NoFace]
+
+
+def gaze_deg(face: Face) -> NDArray[np.float64]:
+    """`[2, 2]`: where each iris stands between the corners of its eye, as a turn of the eyeball."""
+    shape = to_head(face).shape
+    off = [shape[iris] - (shape[one] + shape[other]) / 2 for one, other, iris in ((33, 133, 468), (362, 263, 473))]
+    return np.degrees(np.arcsin(np.clip(np.array(off)[:, :2] / EYEBALL_CM, -1, 1)))
+
+
+def errors(found: Face, wanted: Face) -> Scores:
+    """Landmarks in % of the distance between the outer eye corners, turns in degrees."""
+    told = motion_errors(found, wanted)
+    scores = {name: told[name] for name in ("points", "lips", "lids", "pose")}
+    is_open = np.minimum(lid_openings(found.points), lid_openings(wanted.points)) >= SHUT
+    if is_open.any():
+        scores["gaze"] = float(np.linalg.norm(gaze_deg(found) - gaze_deg(wanted), axis=1)[is_open].mean())
+    unit = np.linalg.norm(wanted.points[33] - wanted.points[263])
+    scores["points3d"] = float(100 * np.linalg.norm(found.points - wanted.points, axis=1).mean() / unit)
+    return scores
+
+
+def sent(clip: Clip, quality: int, packet_frames: int) -> tuple[list[Face | NoFace], Scores]:
+    """What arrives of a clip, and what it cost: bits a frame, headers, milliseconds of CPU a frame."""
+    encoder, decoder = Encoder(quality), Decoder()
+    arrived: list[Face | NoFace] = []
+    packet_bytes = header_bytes = headers = header_id = 0
+    spent_s = 0.0
+    for start in range(0, len(clip), packet_frames):
+        part = clip[start : start + packet_frames]
+        before_s = time.thread_time()
+        packet = encoder.encode(part)
+        spent_s += time.thread_time() - before_s
+        if encoder.header_id != header_id:
+            header_id = encoder.header_id
+            decoder.feed_header(encoder.header())
+            headers, header_bytes = headers + 1, header_bytes + len(encoder.header())
+        before_s = time.thread_time()
+        coded = decoder.decode(packet)
+        spent_s += time.thread_time() - before_s
+        packet_bytes += len(packet)
+        arrived += [replace(one.face, time_s=was.time_s) for one, was in zip(coded, part, strict=True)]
+    frames = len(clip)
+    return arrived, {
+        "kbit/s": packet_bytes * 8 / frames * FPS / 1000,
+        "header_bytes": header_bytes / max(headers, 1),
+        "headers": headers,
+        "cpu_ms": 1000 * spent_s / frames,
+    }
+
+
+def mean(scores: Iterable[Scores]) -> Scores:
+    """Of each name, over those that have it."""
+    columns: dict[str, list[float]] = defaultdict(list)
+    for one in scores:
+        for name, value in one.items():
+            columns[name].append(value)
+    return {name: float(np.mean(values)) for name, values in columns.items()}
+
+
+def measure_rates(people: dict[str, list[Clip]], quality: int, packet_frames: int) -> list[Scores]:
+    """One row a person."""
+    rows = []
+    for clips in people.values():
+        told: list[Scores] = []
+        for clip in clips:
+            arrived, cost = sent(clip, quality, packet_frames)
+            pairs = zip(arrived[::3], clip[::3], strict=True)
+            off = [errors(a, b) for a, b in pairs if isinstance(a, Face) and isinstance(b, Face)]
+            told.append(cost | mean(off))
+        rows.append(mean(told))
+    return rows
+
+
+def pictures(renderer: Renderer, clip: Clip) -> list[Image]:
+    renderer.retarget.finder.prime([face for face in clip if isinstance(face, Face)])
+    return [renderer.draw(face).rgb.copy() for face in clip]
+
+
+def measure_pictures(
+    people: dict[str, list[Clip]], chosen: Sequence[Avatar], base: Base, quality: int, packet_frames: int
+) -> dict[str, list[Scores]]:
+    """For each motion one row a person; each person drives one of the avatars."""
+    lpips = LPIPS("vgg").eval()
+    shipped = configs.load()
+    rows: dict[str, list[Scores]] = defaultdict(list)
+    for number, clips in enumerate(people.values()):
+        arrived, _ = sent(clips[0], quality, packet_frames)
+        start = max(0, (len(arrived) - STRETCH) // 2)
+        for motion in ("relative", "absolute"):
+            config = replace(shipped, render=replace(shipped.render, size_px=256, motion=motion))
+            drawn = [
+                pictures(Renderer(chosen[number % len(chosen)], base, config), clip[start : start + STRETCH])
+                for clip in (arrived, clips[0])
+            ]
+            ours, theirs = (
+                torch.from_numpy(np.stack(rgb[SETTLING::5])).permute(0, 3, 1, 2).float() / 127.5 - 1 for rgb in drawn
+            )
+            with torch.inference_mode():
+                apart = lpips(ours, theirs)
+            rows[motion].append({"lpips": float(apart.mean()), "lpips_worst": float(apart.max())})
+        logger.info("%d of %d people drawn", number + 1, len(people))
+    return rows
+
+
+def cell(rows: Sequence[Scores], name: str, digits: int) -> str:
+    values = [row[name] for row in rows if name in row]
+    low, high = interval(values)
+    return f"{np.mean(values):.{digits}f} ({low:.{digits}f}…{high:.{digits}f})"
+
+
+COLUMNS = {"kbit/s": 2, "points": 2, "lips": 2, "lids": 2, "pose": 2, "gaze": 2, "points3d": 2, "cpu_ms": 2}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m training.measure_codec", description=(__doc__ or "").splitlines()[0]
+    )
+    parser.add_argument("heads", type=Path, help="folder of head clips with index.tsv")
+    parser.add_argument("--split", default="test")
+    parser.add_argument("--tracks", type=Path, default=Path("runs/tracks"), help="where tracked clips are kept")
+    parser.add_argument("--people", type=int, default=1000)
+    parser.add_argument("--frames", type=int, default=400, help="of each clip")
+    parser.add_argument("--clips", type=int, default=2, help="of each person")
+    parser.add_argument("--qualities", type=int, nargs="+", default=list(range(QUALITIES)))
+    parser.add_argument("--packet-frames", type=int, nargs="+", default=[1, 2, 5, 10])
+    parser.add_argument("--avatar", type=Path, nargs="*", default=[], help="avatar files to draw")
+    parser.add_argument("--out", type=Path, help="a JSON file for all of it")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    people: dict[str, list[Clip]] = defaultdict(list)
+    for person, clip in tracks(
+        options.heads, options.tracks, options.split, options.people, options.frames, options.clips
+    ):
+        people[person].append(clip)
+    told: dict[str, list[Scores]] = {}
+    print(f"| quality | frames | {' | '.join(COLUMNS)} | header |\n|{'---|' * (len(COLUMNS) + 3)}")
+    for quality in options.qualities:
+        for packet_frames in options.packet_frames:
+            rows = told[f"{quality}/{packet_frames}"] = measure_rates(people, quality, packet_frames)
+            cells = [cell(rows, name, digits) for name, digits in COLUMNS.items()]
+            header = f"{mean(rows)['headers']:.1f} x {mean(rows)['header_bytes']:.0f} bytes"
+            print(f"| {quality} | {packet_frames} | {' | '.join(cells)} | {header} |", flush=True)
+    if options.avatar:
+        base = open_base()
+        chosen = [avatars.load(path, base.sha256) for path in options.avatar]
+        for motion, rows in measure_pictures(people, chosen, base, DEFAULT, 2).items():
+            told[f"lpips/{motion}"] = rows
+            print(f"LPIPS, quality {DEFAULT}, 2 frames, {motion}: {cell(rows, 'lpips', 4)}", flush=True)
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(told, indent=1), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
