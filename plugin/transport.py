@@ -63,7 +63,7 @@ FACE_CHANNEL, MESSAGE_CHANNEL = 100, 101
 
 _CHUNK = struct.Struct("!BB")
 _BEGIN = struct.Struct("!IB")
-_BEGIN_TYPE, _MORE_TYPE, _ACK_TYPE = 1, 2, 3
+_ALIVE_TYPE, _BEGIN_TYPE, _MORE_TYPE, _ACK_TYPE = 0, 1, 2, 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -448,6 +448,8 @@ class Transport:
         if what == _ACK_TYPE and number in self._acks:
             self._acks[number].put_nowait(None)
             return None
+        if what == _ALIVE_TYPE and self._admitted():
+            return None
         # A large message comes as fast as the line can; only small chunks can come too often.
         if len(chunk) < _BACKGROUND.chunk_bytes and not self._admitted():
             return None
@@ -585,12 +587,17 @@ class Transport:
 
     async def _look(self) -> None:
         report = await self._peer.getStats()
+        idle = False
         lost: list[float] = []
         for one in report.values():
             if one.type == "transport":
                 wire = self.traffic["wire"]
+                idle = one.packetsSent == wire.out_packets
                 wire.out_bytes, wire.out_packets = one.bytesSent, one.packetsSent
                 wire.in_bytes = one.bytesReceived
+                if one.dtlsState == "closed" and not self._closing:
+                    self._end("closed", "the other side hung up")
+                    return
                 if one.packetsReceived != wire.in_packets:
                     self._heard_s = self._loop.time()
                 wire.in_packets = one.packetsReceived
@@ -598,6 +605,8 @@ class Transport:
                 if one.roundTripTime is not None:
                     self._rtt_ms = one.roundTripTime * 1e3
                 lost.append(one.fractionLost / 256)
+        if idle and self._messages.readyState == "open" and not self._messages.bufferedAmount:
+            self._messages.send(_CHUNK.pack(_ALIVE_TYPE, 0))  # where no RTCP does, this says that the line stands
         if lost:
             self._loss = max(lost)
         if self._peer.sctp is not None and not lost and self._peer.sctp._srtt is not None:

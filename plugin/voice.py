@@ -163,10 +163,10 @@ class Carrier(MediaStreamTrack):
 
 
 class VoiceReceived(MediaStreamTrack):
-    """The other side's voice, decoded, in order; one that lacks a packet fades out and in again.
+    """The other side's voice, decoded, in order; after a packet that is missing, sound fades in.
 
     Frames come as soon as they can be decoded; their time (pts x time_base) is on the sender's clock, as the faces'
-    `time_s` is, once `clock_known`: whoever plays them can keep lips and voice together.
+    `time_s` is, once `clock_known`: whoever plays them can keep lips and voice together, and sees a gap in it.
     """
 
     kind = "audio"
@@ -226,7 +226,9 @@ class VoiceReceived(MediaStreamTrack):
     def _decode(self) -> AudioFrame | None:
         while self._held:
             number, timestamp, came_s, opus = self._held[0]
-            if self._next is not None and number > self._next and time.monotonic() - came_s < self.hold_s:
+            # A second packet behind the gap: the missing one is lost, not late.
+            waits = len(self._held) < 2 and time.monotonic() - came_s < self.hold_s
+            if self._next is not None and number > self._next and waits:
                 return None
             heapq.heappop(self._held)
             if self._next is not None and number > self._next:

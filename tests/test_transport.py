@@ -341,8 +341,37 @@ def test_a_peer_that_stops_in_the_handshake_is_given_up(monkeypatch: pytest.Monk
     run(scene())
 
 
-async def _nothing(_: bytes) -> None:
+async def _nothing(data: bytes) -> None:
     pass
+
+
+def test_a_line_that_falls_silent_is_told_and_so_is_its_return(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "INTERRUPTED_S", 0.9)
+
+    async def scene() -> None:
+        async with pair(route="datachannel") as (receiver, sender):
+            seen = Seen(receiver)
+            await asyncio.sleep(1.6)
+            assert receiver.state == "connected", "nothing is sent, but the line stands"
+            ice = sender._peer.sctp.transport.transport  # type: ignore[union-attr]
+            send, ice._send = ice._send, _nothing
+            await until(lambda: receiver.state == "interrupted")
+            ice._send = send
+            await until(lambda: receiver.state == "connected")
+            assert [state for state, _ in seen.states] == ["interrupted", "connected"]
+
+    run(scene())
+
+
+def test_an_address_that_is_gone_is_noticed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scene() -> None:
+        async with pair() as (receiver, _):
+            seen = Seen(receiver)
+            monkeypatch.setattr(aioice.ice, "get_host_addresses", lambda use_ipv4, use_ipv6: ["10.9.8.7"])
+            await until(lambda: receiver.state == "interrupted", 2)
+            assert seen.states == [("interrupted", "this machine's address changed")]
+
+    run(scene())
 
 
 def test_an_empty_datagram_from_a_stranger_does_no_harm() -> None:
