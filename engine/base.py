@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 FILES = ("generator.onnx", "processor.onnx", "encoder.onnx", "weights.safetensors")
@@ -28,6 +28,8 @@ class Base:
     modulation_count: int
     tuned: tuple[str, ...]
     """Names of the weights an avatar brings along, beside `modulation`."""
+    ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """Between which values the inputs of some convolutions lie, by the convolution's name (`training.quantise`)."""
 
     @property
     def generator(self) -> Path:
@@ -67,10 +69,11 @@ def open_base(folder: Path | None = None) -> Base:
             int(told["feature_channels"]),
             int(told["modulation_count"]),
             tuple(told["tuned"]),
+            {name: (float(low), float(high)) for name, (low, high) in told.get("ranges", {}).items()},
         )
     except FileNotFoundError:
         raise ValueError(f"there is no base model in {folder}: install the program again") from None
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{folder / 'base.json'} is damaged ({error}): install the program again") from None
     for name in FILES[:3]:
         if not (folder / name).is_file():

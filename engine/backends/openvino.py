@@ -17,6 +17,8 @@ import openvino as ov
 from numpy.typing import NDArray
 
 Tensors = Mapping[str, NDArray[np.generic]]
+Ranges = Mapping[str, tuple[float, float]]
+"""Between which values the input of a convolution lies, by its name."""
 
 
 @functools.cache
@@ -33,9 +35,9 @@ def core() -> ov.Core:
 class OpenVino:
     """One compiled graph with one request; not thread-safe.
 
-    `device` is OpenVINO's name ("CPU", "GPU", "NPU", "AUTO"); `precision` "auto" takes bf16 where the processor has it
-    and f32 elsewhere; `threads` 0 leaves the number to OpenVINO. Raises `ValueError` for a device that is not
-    there and a file that is no network.
+    `device` is OpenVINO's name ("CPU", "GPU", "NPU", "AUTO"); `precision` "auto" takes int8 for the convolutions whose
+    `ranges` are known, and for the rest bf16 where the processor has it and f32 elsewhere; `threads` 0 is as many as
+    this process may use. Raises `ValueError` for a device that is not there and a file that is no network.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class OpenVino:
         device: str = "CPU",
         precision: str = "auto",
         threads: int = 0,
+        ranges: Ranges | None = None,
     ) -> None:
         devices = core().available_devices
         if device not in ("AUTO", *devices):
@@ -54,18 +57,23 @@ class OpenVino:
             graph = core().read_model(str(model))
         except RuntimeError as error:
             raise ValueError(f"{model} cannot be read as a network: install the program again") from error
-        _bind(graph, constants or {})
+        bind(graph, constants or {})
         if outputs is not None:
             _keep_outputs(graph, outputs)
         names = [port.any_name for port in graph.outputs]
-        _keep_coordinates(graph)
         settings: dict[str, object] = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1}
         if device == "CPU":
             has_bf16 = "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
             if precision == "bf16" and not has_bf16:
                 raise ValueError("this processor does not compute in bf16: ask for f32 or auto")
-            self.precision = "bf16" if precision in ("auto", "bf16") and has_bf16 else "f32"
-            settings["INFERENCE_PRECISION_HINT"] = self.precision
+            if precision == "int8" and not ranges:
+                raise ValueError("this base model was not measured for int8: ask for bf16, f32 or auto")
+            floats = "bf16" if precision != "f32" and has_bf16 else "f32"
+            settings["INFERENCE_PRECISION_HINT"] = floats
+            self.precision = floats
+            if ranges and precision in ("auto", "int8"):
+                _quantise(graph, ranges)
+                self.precision = f"int8 and {floats}"
             # Pinning would fight the tracker's and the camera's threads for the same two cores.
             settings["ENABLE_CPU_PINNING"] = False
             settings["INFERENCE_NUM_THREADS"] = (
@@ -73,6 +81,7 @@ class OpenVino:
             )
         else:
             self.precision = precision
+        _keep_coordinates(graph)
         self.device = device
         self.device_name = str(core().get_property(device, "FULL_DEVICE_NAME")) if device != "AUTO" else "AUTO"
         self._compiled = core().compile_model(graph, device, settings)
@@ -110,7 +119,8 @@ class OpenVino:
         return dict(self._results)
 
 
-def _bind(graph: ov.Model, constants: Tensors) -> None:
+def bind(graph: ov.Model, constants: Tensors) -> None:
+    """Inputs become constants. Raises `ValueError` for a name or a shape that the graph does not have."""
     parameters = {node.output(0).any_name: node for node in graph.get_parameters()}
     for name, value in constants.items():
         if name not in parameters:
@@ -139,3 +149,51 @@ def _keep_coordinates(graph: ov.Model) -> None:
     """
     samples = [node for node in graph.get_ops() if node.get_type_name() == "GridSample"]
     graph.add_results([ov.opset13.result(node.input_value(1)) for node in samples])
+
+
+def convolutions(graph: ov.Model) -> dict[str, ov.Node]:
+    """By their names in the file (OpenVINO's own change from run to run), in order; those that are transposed, too."""
+    named = {}
+    for node in graph.get_ordered_ops():
+        if node.get_type_name() in ("Convolution", "ConvolutionBackpropData"):
+            # Where a bias is added, it is the addition that has the name.
+            added = [target.get_node() for target in node.output(0).get_target_inputs()]
+            named[next(one for one in (node, *added) if one.output(0).get_names()).get_friendly_name()] = node
+    return named
+
+
+def _quantise(graph: ov.Model, ranges: Ranges) -> None:
+    """Has the convolutions that `ranges` names computed with 8 bits: unsigned activations where nothing is negative.
+
+    Weights are quantised per output channel, after the person's own were bound. Raises `ValueError` for a convolution
+    that the graph does not have.
+    """
+    nodes = convolutions(graph)
+    if missing := sorted(set(ranges) - set(nodes)):
+        raise ValueError(f"the base model has no convolution {missing[0]!r}: install the program again")
+
+    def quantised(tensor: ov.Output, low: NDArray[np.float32], high: NDArray[np.float32], levels: int) -> ov.Output:
+        ends = [ov.opset13.constant(end) for end in (low, high)]
+        return ov.opset13.fake_quantize(tensor, *ends, *ends, levels).output(0)
+
+    for name, (low, high) in ranges.items():
+        node = nodes[name]
+        if low < 0:
+            high = max(high, -low) * 127 / 128
+            low = -high * 128 / 127
+        taken = quantised(node.input_value(0), np.array(low, np.float32), np.array(high, np.float32), 256)
+        transposed = node.get_type_name() == "ConvolutionBackpropData"
+        weights = _folded(node.input_value(1))
+        most = np.abs(weights).max((0, 2, 3) if transposed else (1, 2, 3), keepdims=True) + np.float32(1e-9)
+        node.input(0).replace_source_output(taken)
+        stored = ov.opset13.constant(weights).output(0)
+        node.input(1).replace_source_output(quantised(stored, -most, most, 255))
+    graph.validate_nodes_and_infer_types()
+
+
+def _folded(tensor: ov.Output) -> NDArray[np.float32]:
+    """The value of what depends on constants alone."""
+    if tensor.get_node().get_type_name() == "Constant":
+        return np.array(tensor.get_node().get_data(), np.float32)
+    model = ov.Model([ov.opset13.result(tensor)], [])  # pyright: ignore[reportGeneralTypeIssues]
+    return np.array(core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})([])[0], np.float32)
