@@ -25,6 +25,7 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import ColorRange, Colorspace
 
 from engine.frames import Frame, Image
+from plugin import v4l2
 
 if TYPE_CHECKING:
     import pyvirtualcam
@@ -411,6 +412,9 @@ class VirtualCamera:
                 f"{', '.join(BACKENDS) or 'none'}: change camera.backend, or leave it empty"
             )
         width, height = self.size_px
+        if platform.system() == "Linux":
+            for device in [Path(self._device)] if self._device else v4l2.video_devices():
+                v4l2.take_again(device)
         try:
             self._camera = pyvirtualcam.Camera(
                 width, height, self.fps, device=self._device or None, backend=self._backend or None
@@ -435,6 +439,8 @@ class VirtualCamera:
                 camera.close()
             except (RuntimeError, OSError) as error:  # the device may be gone already
                 log.debug("closing the virtual camera: %s", error)
+            if self.name.startswith("/dev/"):
+                v4l2.take_again(Path(self.name), ours=True)
 
 
 MODPROBE = (

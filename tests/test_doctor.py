@@ -32,7 +32,7 @@ from plugin.doctor.findings import Check, Finding, Level, Request, Result, Write
 from plugin.doctor.installation import PYTHONS
 from plugin.doctor.system import ROOT, Ran, System
 from plugin.doctor.system import run as run_program
-from plugin.doctor.v4l2 import CAPTURE, LOOPBACK_DRIVER, OUTPUT, Capability, Mode, capability
+from plugin.v4l2 import CAPTURE, LOOPBACK_DRIVER, OUTPUT, Capability, Mode, capability
 
 RELEASE = "6.1.0-9-amd64"
 MODULE_OPTIONS = "options v4l2loopback devices=1 video_nr=10 card_label=Understudy exclusive_caps=1"
@@ -518,7 +518,7 @@ CASES: list[Case] = [
         "obs (process 77)",
         "devices=2",
     ),
-    ("virtual.device", "stuck", device("video10", FED), "red", "no pictures any more", "modprobe -r"),
+    ("virtual.device", "fed by somebody unseen", device("video10", FED), "red", "takes no pictures", "modprobe -r"),
     (
         "virtual.device",
         "label",
@@ -697,6 +697,13 @@ def test_a_virtual_camera_that_cannot_be_opened(machine: Machine, error: OSError
     expect(found(machine, "virtual.device"), "red", told, advice)
     webcam = found(machine, "webcam.device")
     assert webcam is not None and webcam.facts["cameras"] == ["/dev/video0"]
+
+
+def test_a_device_that_a_program_left_is_free(machine: Machine) -> None:
+    """v4l2loopback 0.12.7 then says neither; the sink asks it to take pictures again."""
+    machine.devices["video10"] = Capability(LOOPBACK_DRIVER, "Understudy", 0)
+    expect(found(machine, "virtual.device"), "green", "Understudy (/dev/video10), free")
+    expect(found(machine, "virtual.exclusive_caps"), "green", "exclusive_caps=1")
 
 
 def test_a_webcam_that_a_container_was_not_given(machine: Machine) -> None:

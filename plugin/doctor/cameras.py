@@ -9,7 +9,7 @@ from pathlib import Path
 from plugin.doctor.findings import Check, Finding, Request, green, red, yellow
 from plugin.doctor.settings import read_settings
 from plugin.doctor.system import System
-from plugin.doctor.v4l2 import Capability, Mode
+from plugin.v4l2 import Capability, Mode
 
 _WANTED_FPS, _WANTED_HEIGHT = 24.0, 360
 _WATCHERS = {"pipewire", "wireplumber", "pipewire-media-"}

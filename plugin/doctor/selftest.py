@@ -391,7 +391,7 @@ def _takes_again(device: str, limit_s: float) -> bool | None:
     """Whether v4l2loopback takes a program's pictures again after we left; None elsewhere."""
     if not device.startswith("/dev/"):
         return None
-    from plugin.doctor.v4l2 import capability
+    from plugin.v4l2 import capability
 
     until = time.monotonic() + limit_s
     while not capability(Path(device)).outputs:

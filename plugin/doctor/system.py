@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from plugin.doctor import v4l2
+from plugin import v4l2
 
 ROOT = Path(__file__).parents[2]
 

@@ -140,7 +140,7 @@ def device(system: System, request: Request) -> Finding | None:
             f"sudo usermod -aG video {user}   (then log out and in)",
             **facts,
         )
-    free = [one for one in there if one.capability is not None and one.capability.outputs]
+    free = [one for one in there if _takes(one)]
     held = {one.path: holders(system, one.path) for one in there}
     if not free:
         path = there[0].path
@@ -152,8 +152,8 @@ def device(system: System, request: Request) -> Finding | None:
                 **facts,
             )
         return red(
-            f"{path} takes no pictures any more: v4l2loopback forgot to, after a program left it",
-            reload(),
+            f"{path} takes no pictures: a program that cannot be seen from here feeds it, or reads what another left",
+            f"close calls and browsers; if it stays so: {reload()}",
             **facts,
         )
     wanted = read_settings(request).camera.device
@@ -170,6 +170,11 @@ def device(system: System, request: Request) -> Finding | None:
     if names.count(chosen.name) > 1:
         return yellow(f"{names.count(chosen.name)} devices are called {chosen.name!r}", reload(), **facts)
     return green(f"{chosen.name} ({chosen.path}), free", **facts)
+
+
+def _takes(one: Device) -> bool:
+    """It takes pictures, or will once the sink has asked for it (`plugin.v4l2.take_again`)."""
+    return one.capability is not None and (one.capability.outputs or one.capability.left)
 
 
 def two_devices() -> str:
@@ -191,7 +196,7 @@ def exclusive_caps(system: System, request: Request) -> Finding | None:
         return None  # `device` says why
     if len(both) == len(known):
         return red(f"{both[0].path} has exclusive_caps=0: Chrome, Meet and Teams do not list it", reload(), **facts)
-    taken = next((one for one in known if one.capability and one.capability.outputs), None)
+    taken = next((one for one in known if _takes(one)), None)
     if taken is not None and taken in both:
         good = next(one for one in known if one not in both)
         return yellow(

@@ -1,16 +1,20 @@
-"""Asking a Video4Linux device what it is: the few read-only calls of `linux/videodev2.h` that the doctor needs.
+"""Video4Linux devices: what they are, what they deliver, and a virtual one made to take pictures a second time.
 
-Nothing here starts a stream or changes a format, so a device that is in use can be asked as well.
+The few calls of `linux/videodev2.h` for that. Asking starts no stream, so a device that is in use can be asked as well.
 """
 
 from __future__ import annotations
 
+import logging
 import os
+import re
 import struct
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+log = logging.getLogger(__name__)
 
 CAPTURE = 0x1
 OUTPUT = 0x2
@@ -18,7 +22,8 @@ CAPTURE_PLANES = 0x1000
 LOOPBACK_DRIVER = "v4l2 loopback"
 
 _DEVICE_CAPS = 0x8000_0000  # V4L2_CAP_DEVICE_CAPS: the device tells its own capabilities apart from its driver's
-_BUFFER_CAPTURE = 1  # V4L2_BUF_TYPE_VIDEO_CAPTURE
+_BUFFER_CAPTURE, _BUFFER_OUTPUT = 1, 2  # V4L2_BUF_TYPE_VIDEO_...
+_WRITE, _READ = 1, 2  # of `asm-generic/ioctl.h`, as the program sees it
 _DISCRETE = 1
 _MOST = 128  # of anything: a driver that never ends its list must not hang the doctor
 
@@ -42,6 +47,11 @@ class Capability:
         return bool(self.caps & OUTPUT)
 
     @property
+    def left(self) -> bool:
+        """A v4l2loopback device that neither takes nor gives since a program left it: see `take_again`."""
+        return self.loopback and not self.captures and not self.outputs
+
+    @property
     def loopback(self) -> bool:
         return self.driver == LOOPBACK_DRIVER
 
@@ -56,17 +66,13 @@ class Mode:
     fps: float
 
 
-def _request(letter_number: int, size: int, write: bool) -> int:
-    """`_IOR` or `_IOWR` of `asm-generic/ioctl.h` for the letter V."""
-    return ((3 if write else 2) << 30) | (size << 16) | (ord("V") << 8) | letter_number
-
-
-def _call(handle: int, number: int, argument: bytearray, write: bool = True) -> bool:
+def _call(handle: int, number: int, argument: bytearray, direction: int = _WRITE | _READ) -> bool:
     """False where the driver says that there is no more, or that it does not know the question."""
     import fcntl
 
+    request = (direction << 30) | (len(argument) << 16) | (ord("V") << 8) | number
     try:
-        fcntl.ioctl(handle, _request(number, len(argument), write), argument)
+        fcntl.ioctl(handle, request, argument)
     except OSError:
         return False
     return True
@@ -83,7 +89,7 @@ def capability(device: Path) -> Capability:
     handle = os.open(device, os.O_RDWR | os.O_NONBLOCK)
     try:
         told = bytearray(104)
-        if not _call(handle, 0, told, write=False):
+        if not _call(handle, 0, told, _READ):
             raise OSError(f"{device} is not a Video4Linux device")
     finally:
         os.close(handle)
@@ -141,3 +147,37 @@ def _fastest(handle: int, fourcc: int, width: int, height: int) -> float:
         if kind != _DISCRETE:  # the first interval of a range is the shortest
             break
     return fastest
+
+
+# --- v4l2loopback -------------------------------------------------------------------------------------------
+
+
+def video_devices() -> list[Path]:
+    """Every `/dev/videoN`, by number."""
+    found = [path for path in Path("/dev").glob("video*") if re.fullmatch(r"video\d+", path.name)]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("video")))
+
+
+def take_again(device: Path, ours: bool = False) -> None:
+    """Let a v4l2loopback device take pictures once more, after a program that fed it left; others stay as they are.
+
+    With `exclusive_caps=1`, v4l2loopback (0.12.5 to 0.12.7 at least) knows a feeding program by its VIDIOC_STREAMON, and
+    makes room for the next when that one closes. pyvirtualcam only writes; when it closes, the device would take
+    nothing more until the module is loaded anew. So somebody opens the device, says STREAMON, and closes it.
+
+    `ours`: it was this process that fed the device. Otherwise one from which programs still read is left alone, for
+    another program may be feeding it.
+    """
+    try:
+        told = capability(device)
+        if not told.loopback or told.outputs or (told.captures and not ours):
+            return
+        handle = os.open(device, os.O_RDWR | os.O_NONBLOCK)
+    except OSError as error:
+        log.debug("%s cannot be asked: %s", device, error)
+        return
+    try:
+        # VIDIOC_STREAMON. Without a format it is refused, and the device has its feeding program all the same.
+        _call(handle, 18, bytearray(struct.pack("i", _BUFFER_OUTPUT)), _WRITE)
+    finally:
+        os.close(handle)
