@@ -136,7 +136,7 @@ def receive(options: ReceiveOptions, config: Config) -> None:
             sink = camera
         else:
             sink = stack.enter_context(WindowSink())
-        screen = Screen(size, options.fps, sink, meter)
+        screen = Screen(size, options.fps, sink, meter, stamps=options.out is not None)
 
         async def run() -> float:
             receiver = Receiver(

@@ -93,8 +93,16 @@ class Screen:
     """
 
     def __init__(
-        self, size_px: int, fps: float, sink: Takes, meter: Rolling, clock: Callable[[], float] = time.monotonic
+        self,
+        size_px: int,
+        fps: float,
+        sink: Takes,
+        meter: Rolling,
+        clock: Callable[[], float] = time.monotonic,
+        stamps: bool = False,
     ) -> None:
+        """`stamps`: the sink keeps each picture's own moment, as a file does, so that drawing delays nothing."""
+        self._stamps = stamps
         self.size_px, self._fps, self._sink, self._meter, self._clock = size_px, fps, sink, meter, clock
         self._lock = threading.Lock()
         self._jitter = Jitter()
@@ -168,7 +176,9 @@ class Screen:
 
     @property
     def lag_s(self) -> float:
-        """How long after its moment a picture leaves: drawing and sending."""
+        """How long after its moment a picture is seen: drawing and sending."""
+        if self._stamps:
+            return 0.0
         told = self._meter.summary()
         return (told.get("draw", (0.0, 0.0))[0] + told.get("send", (0.0, 0.0))[0]) / 1e3
 
