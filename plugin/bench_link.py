@@ -32,7 +32,7 @@ from engine.tracker import canonical_face
 from plugin.jitter import Jitter
 from plugin.netns import LinkProcess
 from plugin.routes import CLOCK_HZ
-from plugin.transport import IceServers, Route, Transport
+from plugin.transport import IceServers, Route, Transport, TransportError
 
 FPS = 25
 FRAME_BYTES = 17
@@ -177,6 +177,8 @@ async def _receive(options: argparse.Namespace) -> None:
         looks.append((now_s, shown.showing, error, age_s))
     heard.cancel()
     counts = jitter.counts
+    # A sender that hangs up on a bad line may not be heard: what comes after its last packet is no part of the call.
+    looks = [look for look in looks if arrivals and look[0] <= arrivals[-1][1]]
     _say(
         looks=looks,
         ways_ms=[(now_s - number / FPS) * 1e3 for number, now_s in arrivals[FPS:]],
@@ -211,6 +213,10 @@ async def _listen(transport: Transport) -> None:
 # --- the bench -------------------------------------------------------------------------------------------------
 
 
+class EndedEarly(Exception):
+    """A peer said nothing more."""
+
+
 def _peer(namespace: str, role: str, words: list[str]) -> subprocess.Popen[str]:
     command = ["ip", "netns", "exec", namespace, sys.executable, "-m", "plugin.bench_link", role, *words]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -220,7 +226,7 @@ def _told(peer: subprocess.Popen[str]) -> dict[str, Any]:
     assert peer.stdout is not None
     line = peer.stdout.readline()
     if not line:
-        raise ValueError("a peer of the bench ended early; see its message above")
+        raise EndedEarly
     return json.loads(line)
 
 
@@ -233,7 +239,21 @@ def _tell(peer: subprocess.Popen[str], told: dict[str, Any]) -> None:
 def call(
     link: LinkProcess, seconds: float, *words: str, burst_ms: float = 0, receiver: tuple[str, ...] = ()
 ) -> dict[str, Any]:
-    """One call over the link as it is; what was counted after it settled, and what the receiver saw."""
+    """One call over the link as it is; what was counted after it settled, and what the receiver saw.
+
+    Raises `ValueError` when it did not come about, three times.
+    """
+    for attempt in range(3):
+        try:
+            return {"failed_connects": attempt, **_call(link, seconds, words, burst_ms, receiver)}
+        except EndedEarly:
+            pass
+    raise ValueError("three calls in a row did not come about")
+
+
+def _call(
+    link: LinkProcess, seconds: float, words: tuple[str, ...], burst_ms: float, receiver: tuple[str, ...]
+) -> dict[str, Any]:
     receiving = _peer(link.names[1], "receive", list(receiver))
     sending = _peer(link.names[0], "send", ["--seconds", str(seconds + 4), *words])
     try:
@@ -413,16 +433,16 @@ def main() -> None:
     parser.add_argument("--voice-kbps", type=float, default=10.0, help=argparse.SUPPRESS)
     parser.add_argument("--message-bytes", type=int, default=0, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.role == "send":
-        asyncio.run(_send(options))
-    elif options.role == "receive":
-        asyncio.run(_receive(options))
-    else:
-        try:
+    try:
+        if options.role == "send":
+            asyncio.run(_send(options))
+        elif options.role == "receive":
+            asyncio.run(_receive(options))
+        else:
             run(options.out, options.seconds)
-        except ValueError as error:
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(1)
+    except (ValueError, TransportError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ from plugin.voice import Carrier, VoiceReceived
 Route = Literal["datachannel", "rtp", "audio", "auto"]
 State = Literal["new", "connecting", "connected", "interrupted", "failed", "closed"]
 
-CONNECT_S = 20.0
+CONNECT_S = 30.0
 """A handshake that has not ended by then has failed."""
 INTERRUPTED_S = 3.0
 """No packet for so long, RTCP included, and the connection counts as interrupted."""

@@ -30,6 +30,8 @@ class OpusEncoder:
 
     def __init__(self, packet_ms: int, kbps: float) -> None:
         self._packet_ms = packet_ms
+        samples = CLOCK_HZ * packet_ms // 1000
+        self._resampler = AudioResampler(format="s16", layout="mono", rate=CLOCK_HZ, frame_size=samples)
         self.kbps = kbps
 
     @property
@@ -49,8 +51,6 @@ class OpusEncoder:
         codec.time_base = _TIME_BASE
         codec.options = {"application": "voip", "frame_duration": str(self._packet_ms), "vbr": "constrained"}
         self._codec = codec
-        samples = CLOCK_HZ * self._packet_ms // 1000
-        self._resampler = AudioResampler(format="s16", layout="mono", rate=CLOCK_HZ, frame_size=samples)
 
     def encode(self, frame: AudioFrame) -> list[tuple[Opus, int]]:
         """Packets and their times in ticks of `CLOCK_HZ`, on the clock of the frames."""
