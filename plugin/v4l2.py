@@ -161,7 +161,7 @@ def video_devices() -> list[Path]:
 def take_again(device: Path, ours: bool = False) -> None:
     """Let a v4l2loopback device take pictures once more, after a program that fed it left; others stay as they are.
 
-    With `exclusive_caps=1`, v4l2loopback (0.12.5 to 0.12.7 at least) knows a feeding program by its VIDIOC_STREAMON, and
+    With `exclusive_caps=1`, v4l2loopback (0.12.5 to 0.12.7 at least) knows a feeding program by its VIDIOC_STREAMON and
     makes room for the next when that one closes. pyvirtualcam only writes; when it closes, the device would take
     nothing more until the module is loaded anew. So somebody opens the device, says STREAMON, and closes it.
 

@@ -32,7 +32,7 @@ from plugin.doctor.findings import Check, Finding, Level, Request, Result, Write
 from plugin.doctor.installation import PYTHONS
 from plugin.doctor.system import ROOT, Ran, System
 from plugin.doctor.system import run as run_program
-from plugin.v4l2 import CAPTURE, LOOPBACK_DRIVER, OUTPUT, Capability, Mode, capability
+from plugin.v4l2 import CAPTURE, LOOPBACK_DRIVER, OUTPUT, Capability, Mode
 
 RELEASE = "6.1.0-9-amd64"
 MODULE_OPTIONS = "options v4l2loopback devices=1 video_nr=10 card_label=Understudy exclusive_caps=1"
@@ -1300,14 +1300,6 @@ def test_pythons_are_those_of_the_project() -> None:
     wanted = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["requires-python"]
     (low, high) = PYTHONS
     assert wanted == f">={low[0]}.{low[1]},<{high[0]}.{high[1] + 1}"
-
-
-def test_what_is_no_device_says_so(tmp_path: Path) -> None:
-    (tmp_path / "video0").touch()
-    with pytest.raises(OSError, match="not a Video4Linux device"):
-        capability(tmp_path / "video0")
-    with pytest.raises(FileNotFoundError):
-        capability(tmp_path / "video1")
 
 
 def test_a_program_that_hangs_is_stopped_and_what_it_said_is_kept() -> None:
