@@ -213,7 +213,7 @@ async def _listen(transport: Transport) -> None:
 # --- the bench -------------------------------------------------------------------------------------------------
 
 
-class EndedEarly(Exception):
+class EndedEarlyError(Exception):
     """A peer said nothing more."""
 
 
@@ -226,7 +226,7 @@ def _told(peer: subprocess.Popen[str]) -> dict[str, Any]:
     assert peer.stdout is not None
     line = peer.stdout.readline()
     if not line:
-        raise EndedEarly
+        raise EndedEarlyError
     return json.loads(line)
 
 
@@ -246,7 +246,7 @@ def call(
     for attempt in range(3):
         try:
             return {"failed_connects": attempt, **_call(link, seconds, words, burst_ms, receiver)}
-        except EndedEarly:
+        except EndedEarlyError:
             pass
     raise ValueError("three calls in a row did not come about")
 

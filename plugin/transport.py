@@ -206,8 +206,7 @@ class Transport:
         self._room = asyncio.Event()
         self._foreign_channels = 0
         self._recent: deque[float] = deque(maxlen=2 * MAX_PACKETS_PER_S)
-        self._heard_s = 0.0
-        self._wire_in_packets = 0
+        self._heard_s = self._spoke_s = 0.0
         self._tasks: set[asyncio.Task[Any]] = set()
         self._closing = False
         self._hanging_up: asyncio.Task[None] | None = None
@@ -587,12 +586,12 @@ class Transport:
 
     async def _look(self) -> None:
         report = await self._peer.getStats()
-        idle = False
         lost: list[float] = []
         for one in report.values():
             if one.type == "transport":
                 wire = self.traffic["wire"]
-                idle = one.packetsSent == wire.out_packets
+                if one.packetsSent != wire.out_packets:
+                    self._spoke_s = self._loop.time()
                 wire.out_bytes, wire.out_packets = one.bytesSent, one.packetsSent
                 wire.in_bytes = one.bytesReceived
                 if one.dtlsState == "closed" and not self._closing:
@@ -605,7 +604,8 @@ class Transport:
                 if one.roundTripTime is not None:
                     self._rtt_ms = one.roundTripTime * 1e3
                 lost.append(one.fractionLost / 256)
-        if idle and self._messages.readyState == "open" and not self._messages.bufferedAmount:
+        idle_s = self._loop.time() - self._spoke_s
+        if idle_s > 0.6 * INTERRUPTED_S and self._messages.readyState == "open" and not self._messages.bufferedAmount:
             self._messages.send(_CHUNK.pack(_ALIVE_TYPE, 0))  # where no RTCP does, this says that the line stands
         if lost:
             self._loss = max(lost)

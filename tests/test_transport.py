@@ -346,12 +346,12 @@ async def _nothing(data: bytes) -> None:
 
 
 def test_a_line_that_falls_silent_is_told_and_so_is_its_return(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "INTERRUPTED_S", 0.9)
+    monkeypatch.setattr(module, "INTERRUPTED_S", 2.0)
 
     async def scene() -> None:
         async with pair(route="datachannel") as (receiver, sender):
             seen = Seen(receiver)
-            await asyncio.sleep(1.6)
+            await asyncio.sleep(2.6)
             assert receiver.state == "connected", "nothing is sent, but the line stands"
             ice = sender._peer.sctp.transport.transport  # type: ignore[union-attr]
             send, ice._send = ice._send, _nothing
