@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,28 @@ def test_results_outlive_the_backend_and_the_card_gets_everything_back(graph: by
     del results
     gc.collect()
     assert not card.memory
+
+
+def test_a_long_call_takes_no_more_memory_than_a_short_one(graph: bytes, card: FakeCard) -> None:
+    made = flavour(card)
+    backend = opened(graph, card, None, made)
+    told = given(backend)
+    backend.run(told)
+    made.module.idle = True
+
+    def draw(count: int) -> int:
+        for _ in range(count):
+            backend.run(per_frame(told))
+            card.seen.clear()
+        gc.collect()
+        return tracemalloc.get_traced_memory()[0]
+
+    tracemalloc.start()
+    try:
+        before = draw(20)
+        assert draw(1000) - before < 2000
+    finally:
+        tracemalloc.stop()
 
 
 def test_wrong_inputs_are_told(graph: bytes, card: FakeCard) -> None:

@@ -8,7 +8,7 @@
 - At sizes above the network's own the photos are warped here too, as `engine.renderer` does it on a CPU, so that the
   finished picture and its matte are all that leaves the card.
 - Convolutions and what lies between them are float16. Grids, flows and all that a sample is taken by stay float32 (an
-  atlas has up to 8 x 720 rows, a float16 has 11 bits: it would be off by pixels), and so do the statistics of the
+  atlas has up to 12 x 720 rows, a float16 has 11 bits: it would be off by pixels), and so do the statistics of the
   normalisations (sums over 4096 pixels) and the last layer of the motion, whose error is a shift of the picture.
 
 In, per frame: `raster`, `grids`, `tile`, `detail` as in the base, and `chosen [4]` int32. In, once per avatar, R
