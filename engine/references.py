@@ -22,7 +22,7 @@ Floats = NDArray[np.float32]
 Pictures = tuple[Image, NDArray[np.uint8]]
 _URGENT = 0.3
 """The gain in misfit from which on a reference need not be kept for its whole dwell."""
-_NEVER, _BORROWING = 1e6, 0.25
+_NEVER, _BORROWING = 1e6, 0.1
 """Misfit of a reference where it may not serve, and how much worse than one's own somebody else's teeth count."""
 PAUSE_S = 0.5
 """After so long without a frame nobody remembers the last one: everything changes at once."""
