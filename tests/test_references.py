@@ -227,7 +227,7 @@ def test_what_is_borrowed_serves_its_zone_alone(make: Make, references: list[Flo
     chosen, _ = ReferenceChooser(references, borrowed=borrowed).choose(open_mouth, 0.0)
     assert chosen[3] == 1
     assert 1 not in chosen[:3], "only the mouth is somebody else's to lend"
-    own = [*references, make(mouth_open_cm=1.4)]
+    own = [*references, make(mouth_open_cm=1.47)]
     chosen, _ = ReferenceChooser(own, borrowed=[*borrowed, ""]).choose(open_mouth, 0.0)
     assert chosen[3] == 4, "one's own teeth come first"
 
