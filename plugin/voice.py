@@ -199,7 +199,7 @@ class VoiceReceived(MediaStreamTrack):
             self._origin = (timestamp - clock) % 2**32
         number = sequence if self._newest is None else self._newest + (sequence - self._newest + 2**15) % 2**16 - 2**15
         self._newest = number if self._newest is None else max(self._newest, number)
-        if self._next is not None and number < self._next:
+        if (self._next is not None and number < self._next) or any(number == held[0] for held in self._held):
             return
         heapq.heappush(self._held, (number, timestamp, time.monotonic(), opus))
         if len(self._held) > _MAX_HELD:
