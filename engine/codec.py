@@ -64,7 +64,7 @@ import math
 import struct
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from typing import Any
 
@@ -81,8 +81,9 @@ Levels = NDArray[np.int64]
 VERSION = 1
 MAX_FRAMES = 16
 """The most frames one packet holds."""
-MAX_PACKET_BYTES = 4096
-MAX_HEADER_BYTES = 4096
+MAX_PACKET_BYTES = 4352
+"""More than sixteen of the strangest faces take."""
+MAX_HEADER_BYTES = 8192
 SEQUENCE_WRAP = 1 << 8
 """Sequence numbers count frames and wrap here."""
 TIME_WRAP_S = 65.536
@@ -451,6 +452,7 @@ def parameters(seen: Sequence[Face], neutral: HeadFace, analysis: Floats) -> NDA
 
 
 _DEAD = 0.1
+_MISFIT_CM = 0.12
 
 
 def nearest(wanted: NDArray[np.float64], predicted: Levels) -> Levels:
@@ -463,9 +465,12 @@ def nearest(wanted: NDArray[np.float64], predicted: Levels) -> Levels:
 class Encoder:
     """One stream; not thread-safe.
 
-    The neutral face in the header is the most neutral one seen so far, or the one that is given. A better one is
-    offered as a new header at most every `renew_s`, and packets use it from `renew_s` after, when it has arrived; the
-    first one is used at once. So: whenever `header_id` has changed after `encode`, send `header`, and the packet after.
+    The neutral face in the header is the most neutral one seen so far, or the one that is given. A better one, or any
+    one once the old does not fit (somebody else sat down), is offered as a new header at most every `renew_s`, and
+    packets use it from `renew_s` after, when it has arrived; the first one is used at once, and so is one for pictures
+    of another size. So: whenever `header_id` has changed after `encode`, send `header`, and then the packet.
+    A receiver that comes late needs `header` as well; until packets use the newest, its faces are a little off.
+    `quality` may be set between packets.
     """
 
     def __init__(self, quality: int = DEFAULT, neutral: Face | None = None, renew_s: float = 2.0) -> None:
@@ -480,7 +485,8 @@ class Encoder:
         self._looked_s = -math.inf
         self._score = math.inf
         self._sequence = 0
-        self._pinned = neutral is not None
+        self._misfits = 0
+        self._pinned = neutral
         if neutral is not None:
             self._offer(neutral)
             self._now = self._next
@@ -517,6 +523,8 @@ class Encoder:
             numbers = face.points, face.rotation, face.translation
             if not (0 < face.scale < math.inf and all(np.isfinite(array).all() for array in numbers)):
                 raise ValueError("a face holds numbers that are no numbers, or a scale that is no size")
+            if not all(0 < side_px < 1 << 16 for side_px in face.size_px):
+                raise ValueError(f"a picture of {face.size_px} pixels has no place in a header")
         if seen:
             self._look(seen)
         symbols = Symbols()
@@ -541,25 +549,30 @@ class Encoder:
 
     def _look(self, seen: list[Face]) -> None:
         """Whether there is a better neutral face, or one whose turn has come."""
-        time_s = seen[0].time_s
-        first = self._next.number == 0
-        moved = seen[-1].size_px != self._next.size_px
-        if moved and self._pinned and not first:
-            return
-        if not first and not moved:
-            if self._now is not self._next and not 0 <= time_s - self._offered_s < self._renew_s:
-                self._now = self._next
-            if self._pinned or 0 <= time_s - self._looked_s < self._renew_s / 10:
-                return
-        self._looked_s = time_s
-        score = neutrality(seen[-1])
-        if first or moved:
-            self._score = score
-            self._offer(seen[-1])
+        face, time_s = seen[-1], seen[0].time_s
+        if self._next.number == 0 or face.size_px != self._next.size_px:
+            self._score = neutrality(face)
+            self._offer(face if self._pinned is None else replace(self._pinned, size_px=face.size_px))
             self._now = self._next
-        elif score < self._score - 0.05 and self._now is self._next:
-            self._score, self._offered_s = score, time_s
-            self._offer(seen[-1])
+            return
+        if self._now is not self._next:
+            if 0 <= time_s - self._offered_s < self._renew_s:
+                return
+            self._now = self._next
+        if self._pinned is not None or 0 <= time_s - self._looked_s < self._renew_s / 10:
+            return
+        self._looked_s = time_s
+        self._misfits = self._misfits + 1 if self._misfit_cm(face) > _MISFIT_CM else 0
+        score = neutrality(face)
+        if score < self._score - 0.05 or self._misfits > 5:
+            self._score, self._offered_s, self._misfits = score, time_s, 0
+            self._offer(face)
+
+    def _misfit_cm(self, face: Face) -> float:
+        """How far the points are, on average, from the nearest face that can be told over this header."""
+        off = (to_head(face).shape - self._now.neutral.shape).reshape(-1)
+        left = off - (off @ self._analysis) @ self._basis.expression
+        return float(np.linalg.norm(left.reshape(POINT_COUNT, 3)[:, :2], axis=1).mean())
 
     def _offer(self, face: Face) -> None:
         number = self._next.number % _HEADER_IDS + 1

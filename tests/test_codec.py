@@ -46,6 +46,8 @@ from plugin.render import read_faces
 from tests import fuzz_codec
 
 ROOT = Path(__file__).parents[1]
+KEPT = [1, 13, 159, 468]
+"""The points that the golden file keeps."""
 GOLDEN = Path(__file__).parent / "golden" / "face_stream.json"
 
 
@@ -118,18 +120,22 @@ def test_better_quality_is_nearer_and_larger() -> None:
 
 
 def test_lips_and_lids_are_the_last_to_suffer() -> None:
-    faces = talking()[:80:2]
+    """At the worst quality lids are nearer to the truth than the whole, and lips keep more of their movement."""
+    faces = talking()[:160:2]
     encoder, decoder = pair(quality=0)
-    coded = [one for start in range(0, 40, 2) for one in decoder.decode(encoder.encode(faces[start : start + 2]))]
-    lids = geometry.EYE_RIGHT + geometry.EYE_LEFT
-    lips = geometry.LIPS_OUTER + geometry.LIPS_INNER
-    rest = sorted(set(range(POINT_COUNT - 10)) - {*lids, *lips, *geometry.MOUTH_ZONE, *geometry.EYES_ZONE})
-    shapes = [(to_head(face_of(one)), to_head(face)) for one, face in zip(coded, faces, strict=True)]
-    off = np.mean([np.linalg.norm(found.shape - wanted.shape, axis=1) for found, wanted in shapes], axis=0)
-    moved = np.mean([np.linalg.norm(wanted.shape - shapes[0][1].shape, axis=1) for _, wanted in shapes], axis=0)
-    lost = off / moved
-    assert lost[lids].mean() < lost[rest].mean()
-    assert lost[lips].mean() < 0.6 * lost[rest].mean()
+    coded = [one for start in range(0, 80, 2) for one in decoder.decode(encoder.encode(faces[start : start + 2]))]
+    wanted = np.stack([to_head(face).shape for face in faces])
+    off = np.stack([to_head(face_of(one)).shape for one in coded]) - wanted
+    moved = wanted - wanted.mean(axis=0)
+
+    def lost(members: list[int]) -> float:
+        return float(np.linalg.norm(off[:, members, :2]) / np.linalg.norm(moved[:, members, :2]))
+
+    mouth, eyes = geometry.LIPS_OUTER + geometry.LIPS_INNER, geometry.EYE_RIGHT + geometry.EYE_LEFT
+    rest = sorted(set(range(POINT_COUNT - 10)) - {*mouth, *eyes, *geometry.MOUTH_ZONE, *geometry.EYES_ZONE})
+    apart = np.linalg.norm(off[..., :2], axis=-1)
+    assert lost(mouth) < 0.8 * lost(rest)
+    assert apart[:, eyes].mean() < 0.95 * apart[:, rest].mean()
 
 
 def test_25_faces_a_second_are_3_kilobits() -> None:
@@ -292,6 +298,34 @@ def test_another_camera_is_another_header() -> None:
     assert face_of(coded).size_px == (1280, 720)
 
 
+def test_somebody_else_sits_down() -> None:
+    wider = np.array([1.15, 0.9, 1.0], np.float32)
+    other: list[Face] = []
+    for face in talking()[:125]:
+        head = to_head(face)
+        head = replace(head, shape=head.shape * wider)
+        other.append(replace(face, points=head.to_picture(), time_s=face.time_s + 10))
+    encoder, decoder = Encoder(QUALITIES - 1), Decoder()
+    known, errors = 0, []
+    for face in talking()[:50] + other:
+        packet = encoder.encode([face])
+        if encoder.header_id != known:
+            known = encoder.header_id
+            decoder.feed_header(encoder.header())
+        errors.append(error_percent(face_of(decoder.decode(packet)[0]), face))
+    assert np.mean(errors[50:60]) > 1.0
+    assert np.mean(errors[-10:]) < 0.6
+
+
+def test_a_first_face_out_of_this_world() -> None:
+    noise = np.random.default_rng(2).normal(0, 3000, (POINT_COUNT, 3)).astype(np.float32)
+    encoder, decoder = Encoder(), Decoder()
+    packet = encoder.encode([replace(talking()[0], points=talking()[0].points + noise)] * MAX_FRAMES)
+    assert len(packet) <= MAX_PACKET_BYTES
+    decoder.feed_header(encoder.header())
+    assert len(decoder.decode(packet)) == MAX_FRAMES
+
+
 # --- bytes ---
 
 
@@ -309,7 +343,7 @@ def test_golden_bytes_are_read_as_ever() -> None:
     told = json.loads(kept["told"])
     assert [[one.sequence, round(one.time_s * 1000)] for one in coded] == told["frames"]
     assert [isinstance(one.face, Face) for one in coded] == told["faces"]
-    points = np.array([face_of(one).points[[1, 13, 159, 468]] for one in coded if isinstance(one.face, Face)])
+    points = np.array([one.face.points[KEPT] for one in coded if isinstance(one.face, Face)])
     assert np.allclose(points, told["points"], atol=2e-3)
 
 
@@ -320,7 +354,7 @@ def test_golden_bytes_are_written_as_ever() -> None:
     decoder.feed_header(bytes.fromhex(kept["header"]))
     coded = decoder.decode(bytes.fromhex(kept["packet"]))
     encoder._now = encoder._next = decoder._headers[bytes.fromhex(kept["header"])[1]]
-    encoder._pinned, encoder._sequence = True, coded[0].sequence
+    encoder._pinned, encoder._sequence = decoder.neutral, coded[0].sequence
     assert encoder.encode([one.face for one in coded]).hex() == kept["packet"]
 
 
@@ -434,7 +468,7 @@ def test_levels_beyond_the_limit_are_refused() -> None:
         (lambda header: header[:6] + b"\0\0" + header[8:], "damaged"),
         (lambda header: header[:-1], "damaged"),
         (lambda header: header[:40] + bytes([header[40] ^ 4]) + header[41:], "damaged"),
-        (lambda header: header + b"\0" * 5000, "no header"),
+        (lambda header: header + b"\0" * 9000, "no header"),
     ],
 )
 def test_headers_that_are_refused_change_nothing(change: Callable[[bytes], bytes], says: str) -> None:

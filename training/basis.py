@@ -22,6 +22,7 @@ from engine import config as configs
 from engine import geometry
 from engine.codec import (
     COUNT_BITS,
+    DEFAULT,
     MAX_FRAMES,
     MODES,
     POSE,
@@ -237,6 +238,15 @@ def neutral_of(seen: Sequence[Face]) -> HeadFace:
     return to_head(min(seen[::5], key=neutrality))
 
 
+def ladder(share: Array) -> Array:
+    """`[QUALITIES, P]`: steps, all growing alike down to `DEFAULT`; below it the slower, the more of an expression's
+    movement (`share` `[EXPRESSIONS]`, 0..1) is in lips, lids and irises."""
+    growth = np.concatenate([np.full(POSE, 0.9), 1.4 - 0.8 * share])
+    down = np.arange(QUALITIES - 1, -1, -1)[:, None].astype(float)
+    kept = QUALITIES - 1 - DEFAULT
+    return np.array(FINEST_STEPS) * COARSER ** (np.minimum(down, kept) + np.maximum(down - kept, 0) * growth)
+
+
 def learn(people: Sequence[Sequence[Face]]) -> dict[str, NDArray[Any]]:
     """One clip of each person -> the arrays of the basis file."""
     neutrals = [neutral_of(seen) for seen in people]
@@ -250,12 +260,13 @@ def learn(people: Sequence[Sequence[Face]]) -> dict[str, NDArray[Any]]:
         for seen, neutral in zip(people, neutrals, strict=True)
     ]
     expression = (components(np.concatenate(off) * xyz, EXPRESSIONS) / xyz).astype(np.float16)
-    steps = np.array(FINEST_STEPS) * COARSER ** np.arange(QUALITIES - 1, -1, -1)[:, None]
+    live = expression.astype(np.float64) * xyz
+    share = (live**2).reshape(EXPRESSIONS, POINT_COUNT, 3)[:, weights > 1].sum(axis=(1, 2)) / (live**2).sum(axis=1)
     arrays: dict[str, NDArray[Any]] = {
         "mean": mean.reshape(POINT_COUNT, 3),
         "expression": expression,
         "weights": weights,
-        "steps": steps.astype(np.float32),
+        "steps": ladder(share).astype(np.float32),
         "identity": identity,
         "identity_step": np.array(IDENTITY_STEP),
         "rest_step": np.array(REST_STEP),
