@@ -9,7 +9,7 @@ PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --n
 # cv2 needs these from the system: library -> package
 NEEDED := libGL.so.1:libgl1 libgthread-2.0.so.0:libglib2.0-0
 
-.PHONY: demo test test-vm bench-camera check bench bench-link clean libraries
+.PHONY: demo test test-vm bench-camera check bench bench-link fuzz clean libraries
 
 demo: $(STAMP)
 	$(VENV)/bin/understudy demo
@@ -36,6 +36,10 @@ bench-camera: $(STAMP)
 # root: it makes network namespaces
 bench-link: $(STAMP)
 	$(VENV)/bin/python -m plugin.bench_link
+
+# make fuzz COUNT=10000000: that many damaged packets into the decoder
+fuzz: $(STAMP)
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m tests.fuzz_codec $(or $(COUNT),1000000)
 
 clean:
 	rm -rf $(VENV) .ruff_cache .pytest_cache .hypothesis demo bench
