@@ -977,7 +977,8 @@ def test_a_self_test_that_goes_well(machine: Machine) -> None:
         ({"fps": 22.0}, "yellow", "22 of 30", "size_px = 256"),
         ({"fps": 5.0, "size_px": 256}, "red", "5 of 30", "more cores"),
         ({"avatar": None}, "yellow", "no avatar", "understudy enrol"),
-        ({"fps": 0, "problems": ["the tracker failed"]}, "red", "the tracker failed", "mend"),
+        ({"fps": 0, "problems": ["the tracker failed"]}, "red", "the tracker failed", "--patience"),
+        ({"glass_ms": []}, "red", "no picture was drawn", "--patience"),
         ({"state": "no face"}, "red", "sees no face", "enrol"),
         ({"error": "there is no avatar 'x'"}, "red", "there is no avatar 'x'", "--verbose camera"),
     ],
@@ -1199,6 +1200,15 @@ def test_a_check_that_fails_or_hangs_is_a_finding(machine: Machine) -> None:
     expect(results[0].finding, "yellow", "this check itself failed (ZeroDivisionError: two lines)", "report")
     expect(results[1].finding, "yellow", "no answer", "--patience")
     assert worst(results) == "yellow"
+
+
+def test_what_depends_on_unreadable_settings_says_so(machine: Machine) -> None:
+    settings("[camera]\nfsp = 30")(machine)
+    results = {one.id: one.finding for one in examine(machine.system(), Request(machine.config), ALL)}
+    expect(results["files.config"], "red", "fsp")
+    waiting = [name for name, finding in results.items() if "depends on the settings" in finding.told]
+    assert {"webcam.device", "virtual.device", "around.ports", "machine.card", "selftest.draw"} <= set(waiting)
+    assert not [name for name, finding in results.items() if "this check itself failed" in finding.told]
 
 
 def test_every_check_survives_a_machine_of_which_nothing_can_be_read(machine: Machine) -> None:

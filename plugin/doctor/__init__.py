@@ -15,6 +15,7 @@ from typing import TextIO
 
 from plugin.doctor import around, cameras, files, installation, machine, selftest, virtual
 from plugin.doctor.findings import Check, Finding, Request, Result, Writer, as_json, worst, yellow
+from plugin.doctor.settings import UnreadableError
 from plugin.doctor.system import System
 
 log = logging.getLogger(__name__)
@@ -66,6 +67,8 @@ def _guarded(check: Check, system: System, request: Request) -> Finding | None:
     def ask() -> None:
         try:
             answers.put(check.examine(system, request))
+        except UnreadableError:
+            answers.put(yellow("not looked at: it depends on the settings", "mend the settings first (files.config)"))
         except Exception as error:  # whatever it is, it is told, and the other checks go on
             log.info("the check %s:", check.id, exc_info=True)
             told = " ".join(f"{type(error).__name__}: {error}".split())

@@ -11,6 +11,10 @@ if TYPE_CHECKING:
     from engine.config import Config
 
 
+class UnreadableError(ValueError):
+    """The settings cannot be read, so what depends on them cannot be looked at."""
+
+
 def settings_path(request: Request) -> Path | None:
     """None: the shipped ones."""
     from engine.avatar import home
@@ -20,7 +24,10 @@ def settings_path(request: Request) -> Path | None:
 
 
 def read_settings(request: Request) -> Config:
-    """Raises `ValueError` and `OSError` as `engine.config.load` does; `files.config` says what to do then."""
+    """Raises `UnreadableError`; `files.config` says what to do then."""
     from engine.config import load
 
-    return load(settings_path(request))
+    try:
+        return load(settings_path(request))
+    except (ValueError, OSError) as error:
+        raise UnreadableError(str(error)) from error
