@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import shutil
 import threading
 from collections.abc import Iterator
@@ -40,7 +39,8 @@ class Hosted:
     """A panel that serves in a thread, as `understudy panel` does."""
 
     def __init__(self, studio: Studio) -> None:
-        self.studio, self.link = studio, ""
+        self.studio = studio
+        self.panel: server.Panel
         self._ready = threading.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[None] | None = None
@@ -51,21 +51,24 @@ class Hosted:
     def _run(self) -> None:
         async def serving() -> None:
             self._loop = asyncio.get_running_loop()
-            self._task = asyncio.create_task(server.serve(self.studio, 0, False, self._say))
+            self._task = asyncio.create_task(server.serve(self.studio, 0, False, self._tell))
             await asyncio.gather(self._task, return_exceptions=True)
 
         asyncio.run(serving())
 
-    def _say(self, link: str) -> None:
-        self.link = link
+    def _tell(self, panel: server.Panel) -> None:
+        self.panel = panel
         self._ready.set()
+
+    @property
+    def link(self) -> str:
+        return self.panel.link
 
     def hang_up(self) -> None:
         """Closes every connection, as a machine that slept would find them."""
 
         async def close_all() -> None:
-            panel = next(one for one in gc.get_objects() if isinstance(one, server.Panel) and one.studio is self.studio)
-            for channel in list(panel._sockets):
+            for channel in list(self.panel._sockets):
                 await channel.close()
 
         assert self._loop is not None

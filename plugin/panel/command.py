@@ -8,7 +8,7 @@ from pathlib import Path
 from engine import avatar as avatars
 from plugin import memory
 from plugin.everyday import configured
-from plugin.panel.server import serve
+from plugin.panel.server import Panel, serve
 from plugin.panel.studio import Studio
 from plugin.sinks import VirtualCamera
 from plugin.webcam import ClipCamera, LiveSource, Webcam, list_cameras
@@ -41,7 +41,7 @@ def panel(config_path: Path | None, profile: str, port: int | None, clip: Path |
         print(f"camera.avatar is {camera.avatar!r}, which is not among your avatars: the panel shows another one")
     port = config.panel.port if port is None else port
     try:
-        asyncio.run(serve(studio, port, browser and config.panel.browser, _say))
+        asyncio.run(serve(studio, port, browser and config.panel.browser, _tell))
     finally:
         told = studio.snapshot()
         if clip is None and told["camera"]:
@@ -50,5 +50,5 @@ def panel(config_path: Path | None, profile: str, port: int | None, clip: Path |
             memory.remember(avatar=told["chosen_avatar"])
 
 
-def _say(link: str) -> None:
-    print(f"panel    {link}\nThe link is for you alone. Ctrl-C ends the panel and what callers see.", flush=True)
+def _tell(panel: Panel) -> None:
+    print(f"panel    {panel.link}\nThe link is for you alone. Ctrl-C ends the panel and what callers see.", flush=True)

@@ -328,7 +328,7 @@ class Panel:
             except OSError:
                 await self._end_enrolment()
                 raise
-            self.studio.want_camera(True)
+            await asyncio.to_thread(self.studio.want_camera, True)
             return None
         if command == "cancel":
             await self._end_enrolment()
@@ -358,7 +358,7 @@ class Panel:
 
     async def _end_enrolment(self) -> None:
         enrolment, self._enrolment = self._enrolment, None
-        self.studio.want_camera(False)
+        await asyncio.to_thread(self.studio.want_camera, False)
         if enrolment is not None:
             await enrolment.cancel()
 
@@ -448,8 +448,11 @@ def _number(value: object) -> int:
     return value
 
 
-async def serve(studio: Studio, port: int, show: bool, say: Callable[[str], None]) -> None:
-    """Serve until cancelled; `show` opens the browser. Raises `ValueError` when the port is taken."""
+async def serve(studio: Studio, port: int, show: bool, ready: Callable[[Panel], None]) -> None:
+    """Serve until cancelled; `ready` is told when pages can come, `show` opens the browser.
+
+    Raises `ValueError` when the port is taken.
+    """
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     if os.name == "posix":  # a port just left is free again; on Windows this would let two share it
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -466,7 +469,7 @@ async def serve(studio: Studio, port: int, show: bool, say: Callable[[str], None
     try:
         await web.SockSite(runner, listener).start()
         await asyncio.to_thread(studio.start)
-        say(panel.link)
+        ready(panel)
         if show:
             await asyncio.to_thread(webbrowser.open, panel.ticket())
         await asyncio.Event().wait()

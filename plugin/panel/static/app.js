@@ -381,7 +381,7 @@ function avatars() {
           <span class="name">${one.name}</span>
           ${one.name === chosen && one.name !== shown ? html`<span class="loading">loading…</span>` : nothing}
         </button>
-        <details class="menu" @focusout=${leave} @keydown=${escape}>
+        <details class="menu" @focusout=${leave} @keydown=${escape} @toggle=${fit}>
           <summary class="icon" aria-label=${`More about ${one.name}`}>${icons.more}</summary>
           <div class="sheet">
             <p class="muted">${one.problem ? sentence(one.problem) : `Made ${day(one.created)}`}</p>
@@ -399,6 +399,11 @@ function avatars() {
 
 function leave(event) {
   if (!event.currentTarget.contains(event.relatedTarget)) event.currentTarget.open = false;
+}
+function fit(event) {
+  const sheet = event.currentTarget.querySelector(".sheet");
+  sheet.classList.remove("rightwards");
+  sheet.classList.toggle("rightwards", sheet.getBoundingClientRect().left < 8);
 }
 function escape(event) {
   if (event.key !== "Escape") return;
