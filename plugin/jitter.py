@@ -142,12 +142,12 @@ class Jitter:
     def _forget(self) -> None:
         self._kept: list[_Kept] = []
         self._least: deque[tuple[float, float]] = deque()
-        self._lags_s: deque[float] = deque(maxlen=250)
+        self._lags_s: deque[float] = deque(maxlen=120)
         self._gaps_s: deque[float] = deque(maxlen=32)
         self._base_s: float | None = None
         self._shift_s = 0.0
         self._target_s = self._start_delay_s
-        self._measured_s = -math.inf
+        self._measured_s = self._came_s = -math.inf
         self._at_s = -math.inf
         self._newest_sequence: int | None = None
         self._strange_in_row = 0
@@ -300,10 +300,17 @@ class Jitter:
         if self._base_s is None:
             self._shift_s = way_s + max(self._start_delay_s, self.floor_s)
         self._base_s = self._least[0][1]
-        self._lags_s.append(way_s - self._base_s)
+        # What comes together counts once: after a line that stood still for a second, all of that second's frames do,
+        # and waiting for the next such second would not be worth the delay.
+        lag_s = way_s - self._base_s
+        if self._lags_s and now_s - self._came_s < 0.005:
+            self._lags_s[-1] = max(self._lags_s[-1], lag_s)
+        else:
+            self._lags_s.append(lag_s)
+        self._came_s = now_s
         if now_s - self._measured_s > 0.1:
             self._measured_s = now_s
-            lag_s = float(np.quantile(np.fromiter(self._lags_s, np.float64), 0.98))
+            lag_s = float(np.quantile(np.fromiter(self._lags_s, np.float64), 0.96))
             interval_s = float(np.median(np.fromiter(self._gaps_s, np.float64))) if self._gaps_s else 0.04
             wait_s = max(min(interval_s, 0.2) - self._ahead_s, 0.0)
             self._target_s = min(max(lag_s + wait_s + 0.005, self.floor_s), self._most_delay_s)

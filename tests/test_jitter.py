@@ -195,6 +195,15 @@ def test_delay_follows_the_network_up_and_down() -> None:
     assert delays[-1][1] < 0.05
 
 
+def test_a_line_that_stood_still_once_does_not_raise_the_delay() -> None:
+    """Two seconds arrive at once: the newest of them is shown, and the delay stays what it was."""
+    jitter = Jitter()
+    arrivals = [(max(0.05 + n * STEP_S, 6.0 if n > 100 else 0.0), performance(n)) for n in range(300)]
+    shown = play(jitter, arrivals, 11.9)
+    assert max(one.delay_ms for now, one in shown if now > 7) < 60
+    assert next(now for now, one in shown if now > 5.5 and one.showing == "live") < 6.1
+
+
 @pytest.mark.parametrize("ppm", [-1000, 1000])
 def test_clocks_may_drift(ppm: int) -> None:
     jitter = Jitter()
