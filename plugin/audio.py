@@ -99,6 +99,27 @@ class ClipVoice(MediaStreamTrack):
         return frame
 
 
+class Gate(MediaStreamTrack):
+    """Lets a track through, or holds it back: what is said meanwhile is not sent later."""
+
+    kind = "audio"
+
+    def __init__(self, voice: MediaStreamTrack) -> None:
+        super().__init__()
+        self._voice = voice
+        self.is_open = False
+
+    async def recv(self) -> AudioFrame:
+        while True:
+            frame = await self._voice.recv()
+            if self.is_open and isinstance(frame, AudioFrame):
+                return frame
+
+    def stop(self) -> None:
+        super().stop()
+        self._voice.stop()
+
+
 def read_sound(path: Path) -> Samples:
     """A file's sound, mono at `RATE_HZ`, beginning where the file begins. Raises `ValueError`."""
     try:

@@ -19,14 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
-from aiortc import MediaStreamTrack
-
 from engine.base import Base
 from engine.codec import MAX_FRAMES, Encoder
 from engine.config import Config
 from engine.frames import Face, Frame, NoFace
 from plugin import signaling
-from plugin.audio import ClipVoice, Microphone, VoiceError
+from plugin.audio import ClipVoice, Gate, Microphone, VoiceError
 from plugin.avatar_transfer import AvatarTransferError, Outgoing
 from plugin.camera import Slot, SmoothTracker
 from plugin.known import Known, Meeting
@@ -48,6 +46,9 @@ _WAKE_S = 0.2
 _RETRY_S = 1.0
 _SILENCE_S = 1.5
 """A camera or tracker that gives nothing for so long: the receiver is told that there is no face, not left in doubt."""
+_HOLD_S = 15.0
+"""So long, at most, faces and voice leave the line to the avatar's preview: until it is there, nobody can draw them.
+A line of 32 kbit/s needs a third of that."""
 _STALE_S = 0.4
 """A face that waited for so long (for a line, for the tracker) is not worth its bytes."""
 
@@ -271,8 +272,9 @@ class Sender:
         self._encoder = Encoder()
         self._header_sent = 0
         self._sent_s = -math.inf
+        self._held_until_s = 0.0
         self._transport: Transport | None = None
-        self._track: MediaStreamTrack | None = None
+        self._track: Gate | None = None
         self._ended = asyncio.Event()
         self._why = ""
         self._giving: set[asyncio.Task[None]] = set()
@@ -372,12 +374,12 @@ class Sender:
         except ValueError as error:
             raise PairingError(str(error)) from error
 
-    def _microphone(self) -> MediaStreamTrack | None:
+    def _microphone(self) -> Gate | None:
         try:
             if self._voice == "microphone":
-                return Microphone()
+                return Gate(Microphone())
             if self._voice == "clip" and self._clip is not None:
-                return ClipVoice(self._clip, self._clip_s, lambda: self._watches.began_s)
+                return Gate(ClipVoice(self._clip, self._clip_s, lambda: self._watches.began_s))
         except VoiceError as error:
             self._say(f"{error}; the call goes on without a voice")
             self._voice = "none"
@@ -392,6 +394,9 @@ class Sender:
         self.connections += 1
         self._say(f"connected, faces go by {transport.route}")
         self._header_sent = 0
+        self._held_until_s = time.monotonic() + _HOLD_S
+        if not self._config.link.share_avatar:
+            self._release()
         interrupted_s = 0.0
         try:
             if self._config.link.share_avatar:
@@ -403,6 +408,8 @@ class Sender:
                 interrupted_s = interrupted_s + _WAKE_S if transport.state == "interrupted" else 0.0
                 if interrupted_s > _PATIENCE_S:
                     return transport.reason or "the line was interrupted"
+                if time.monotonic() > self._held_until_s:
+                    self._release()
                 if self._encoder.header_id != self._header_sent:
                     self._header_sent = self._encoder.header_id
                     await transport.send_message("face/header", self._encoder.header())
@@ -429,7 +436,9 @@ class Sender:
     def _send_faces(self) -> None:
         """The transport has room for a packet now: everything that was seen since the last."""
         now = time.monotonic()
-        if self._transport is None or (not self._faces and now - self._sent_s < _SILENCE_S):
+        if self._transport is None or now < self._held_until_s:
+            return
+        if not self._faces and now - self._sent_s < _SILENCE_S:
             return
         self._sent_s = now
         seen = [self._faces.popleft() for _ in range(len(self._faces))] or [NoFace(now)]
@@ -464,9 +473,20 @@ class Sender:
 
     async def _give(self, transport: Transport, want: bytes) -> None:
         try:
+            if self._outgoing.shows_already(want):
+                self._release()
             await self._outgoing.give(transport, want)
+            self._release()
         except (AvatarTransferError, TransportError) as error:
             log.info("the avatar: %s", error)
+
+    def _release(self) -> None:
+        """The receiver has something to draw: faces and the voice may take the line now."""
+        if self._held_until_s:
+            self._held_until_s = 0.0
+            self._rate.begin()
+        if self._track is not None:
+            self._track.is_open = True
 
     async def _tell(self) -> None:
         """The status line, once a second."""
@@ -496,10 +516,15 @@ class _Rate:
 
     def __init__(self, most_kbps: float) -> None:
         self._most_kbps = most_kbps
-        self.voice_kbps = min(12.0, most_kbps)
+        self.voice_kbps = 6.0
         self.quality = 5
         self._least_rtt_ms = float("inf")
         self._good = 0
+
+    def begin(self) -> None:
+        """The avatar's preview is through: the voice need not make room for it any longer."""
+        if self._least_rtt_ms < 150:
+            self.voice_kbps = max(self.voice_kbps, min(12.0, self._most_kbps))
 
     def learn(self, rtt_ms: float | None, loss: float | None) -> float:
         """Once a second; the voice's rate from now on."""

@@ -60,8 +60,8 @@ def test_a_preview_is_small_and_the_same_face(tiny_avatar: Avatar, tiny_base: Ba
     packed = pack_preview(tiny_avatar)
     assert len(packed) <= avatar_transfer.MAX_PREVIEW_BYTES
     seen = open_preview(packed, tiny_base)
-    assert seen.size_px == 384 and len(seen.references) == 1
-    to_side = 384 / tiny_avatar.size_px
+    assert seen.size_px == 288 and len(seen.references) == 1
+    to_side = 288 / tiny_avatar.size_px
     assert np.abs(seen.neutral - tiny_avatar.neutral * to_side).max() < 0.05
     assert np.abs(seen.references[0].points - tiny_avatar.references[0].points * to_side).max() < 0.05
     assert np.abs(seen.embedding - tiny_avatar.embedding).max() < 2e-3 * np.abs(tiny_avatar.embedding).max()
@@ -80,7 +80,7 @@ def test_a_preview_has_the_base_s_own_numbers(tiny_avatar: Avatar, tiny_base: Ba
 def test_the_neutral_face_may_be_another_than_the_photo_s(tiny_avatar: Avatar, tiny_base: Base) -> None:
     moved = replace(tiny_avatar, neutral=(tiny_avatar.neutral + np.float32(3)))
     seen = open_preview(pack_preview(moved), tiny_base)
-    assert np.abs(seen.neutral - moved.neutral * 0.75).max() < 0.05
+    assert np.abs(seen.neutral - moved.neutral * 0.5625).max() < 0.05
 
 
 def test_a_preview_over_another_base_or_of_the_future_is_refused(tiny_avatar: Avatar, tiny_base: Base) -> None:
@@ -104,7 +104,7 @@ def test_a_damaged_preview_is_one_sentence(
         except AvatarTransferError as error:
             assert str(error) and "\n" not in str(error)
         else:
-            assert seen.size_px == 384 and np.isfinite(seen.neutral).all()
+            assert seen.size_px == 288 and np.isfinite(seen.neutral).all()
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +120,7 @@ def test_the_preview_comes_first_and_the_file_after_it(outgoing: Outgoing, incom
     assert kept is None and json.loads(want) == {"sha256": outgoing.offer.sha256, "preview": True, "from": -1}
     [(kind, preview, background)] = parts(outgoing, want)
     assert kind == "avatar/preview" and not background
-    assert incoming.preview(preview).size_px == 384
+    assert incoming.preview(preview).size_px == 288
     rest = parts(outgoing, incoming.wanted())
     assert {kind for kind, *_ in rest} == {"avatar/part"} and all(background for *_, background in rest)
     whole = [avatar for _, part, _ in rest if (avatar := incoming.part(part)) is not None]
