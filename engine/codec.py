@@ -13,7 +13,8 @@ Parameters. A frame is P = 7 + K levels (integers); a level times `steps[quality
     6       ln(scale / neutral scale)
     7..     how the face differs from the neutral face: weights of the rows of `expression` `[K, 478 * 3]`,
             centimetres in the head's own frame. Lips, lids and irises weigh more in it, so they are the last to suffer.
-So the points are `scale * (neutral + weights @ expression) @ rotation.T + translation`.
+With R the rotation of that vector times the neutral rotation, the points are
+`scale * (neutral + weights @ expression) @ R.T + translation`.
 
 Packet
     byte 0      version (2 bits, 1; 3 says that the version follows elsewhere) | quality (3 bits) | header id (3 bits)
@@ -34,8 +35,9 @@ Packet
     Differences. Table t holds the cumulative counts `counts[t, 0..2 * reach[t] + 2]`: symbol 0 is the escape, symbol
         s > 0 the difference s - 1 - reach. After an escape: 5 raw bits n (at most 17), n raw bits m, one raw bit sign;
         the difference is (2**n - 1 + m + reach + 1), negative if sign.
-    Order and prediction (`frame_order`). The n frames with a face, whatever lies between them: the first by itself
-        (mode 0), the last from the first, then always the middle m = (a + b) div 2 of two known frames a and b. With
+    Order and prediction (`frame_order`). The n frames with a face, whatever lies between them: the first by itself,
+        the last from the first, then the middle m = (a + b) div 2 of two known frames a and b: of the whole, of its
+        halves from left to right, of their halves, and so on, where there is a frame between. With
         mean = `means[quality, p]`, leak = `leaks[d, p]`, d = m - a, and >> the arithmetic shift:
         alone           mode 0            mean
         from a          mode d            mean + ((leak * (level_a - mean) + 128) >> 8)
