@@ -293,7 +293,7 @@ class Transport:
             return self._packet_ms / 1000
         if self._face_interval_ms is not None:
             return self._face_interval_ms / 1000
-        return 0.2 if self._route == "datachannel" else 0.12
+        return 0.2 if self._route == "datachannel" else 0.1
 
     @property
     def voice_kbps(self) -> float:
