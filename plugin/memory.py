@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -37,4 +38,5 @@ def remember(**used: str) -> None:
         part.replace(path)
     except OSError as error:
         log.warning("what was used last cannot be kept: %s", error)
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
