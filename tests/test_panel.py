@@ -9,6 +9,7 @@ import json
 import re
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -405,6 +406,27 @@ def test_commands_that_make_no_sense_are_answered_in_a_sentence(studio: Studio) 
             while (message := await channel.receive()).type is WSMsgType.TEXT:
                 pass
             assert message.type is WSMsgType.CLOSE and message.data == 1008
+
+    with_panel(studio, body)
+
+
+def test_privacy_waits_for_no_other_command(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = threading.Event()
+    monkeypatch.setattr(studio, "do", lambda command, value: slow.wait(30))
+    monkeypatch.setattr(studio, "privacy", lambda on: on)
+
+    async def body(caller: Caller) -> None:
+        await caller.enter()
+        async with caller.session.ws_connect(caller.origin + "/api/live", headers=caller.headers) as channel:
+            for number, command in enumerate(["switch", "hold", "privacy"]):
+                await channel.send_json({"id": number, "do": command, "value": True})
+            answered: list[int] = []
+            while len(answered) < 3:
+                told = json.loads((await channel.receive()).data)
+                if "id" in told:
+                    answered.append(told["id"])
+                    slow.set()
+            assert answered == [2, 0, 1]
 
     with_panel(studio, body)
 

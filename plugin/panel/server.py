@@ -6,7 +6,7 @@ to point here, "DNS rebinding") and come from this origin (so that no other page
 
     GET  /                                the page; it and /static/ hold no secret
     POST /api/session                     token -> cookie
-    WS   /api/live                        state out, commands in (`Panel.command`)
+    WS   /api/live                        state out, commands in (`Panel._command`)
     WS   /api/preview?view=output         JPEG out, one for each line that comes in: {"width": 960}
     GET  /api/avatars/NAME/picture.jpg    POST /api/avatars (import)     GET /api/avatars/NAME/file (export)
     POST /api/background                  a picture to stand behind the avatar
@@ -265,10 +265,11 @@ class Panel:
         await channel.prepare(request)
         self._sockets.add(channel)
         teller = asyncio.create_task(self._keep_telling(channel))
+        turn = asyncio.Lock()
         try:
             async for message in channel:
                 if message.type is WSMsgType.TEXT:
-                    await self._answer(channel, message.data)
+                    self._spawn(self._answer(channel, message.data, turn))
         finally:
             teller.cancel()
             self._sockets.discard(channel)
@@ -292,7 +293,8 @@ class Panel:
                         with contextlib.suppress(TimeoutError):
                             await asyncio.wait_for(self._changed.wait(), _TELL_S)
 
-    async def _answer(self, channel: web.WebSocketResponse, text: str) -> None:
+    async def _answer(self, channel: web.WebSocketResponse, text: str, turn: asyncio.Lock) -> None:
+        """Commands are done in the order they came, but for privacy, which waits for none of them."""
         try:
             message = json.loads(text)
             number, command, value = message["id"], message["do"], message.get("value")
@@ -300,7 +302,11 @@ class Panel:
             await channel.close(code=WSCloseCode.POLICY_VIOLATION, message=b"not a command")
             return
         try:
-            answer = await self.command(str(command), value)
+            if command == "privacy":
+                answer: Any = self.studio.privacy(_yes_or_no(value))
+            else:
+                async with turn:
+                    answer = await self._command(str(command), value)
             told: dict[str, Any] = {"id": number, "answer": answer}
         except (ValueError, OSError) as error:
             told = {"id": number, "error": " ".join(str(error).split())}
@@ -308,10 +314,8 @@ class Panel:
             await channel.send_json(told)
         self.tell()
 
-    async def command(self, command: str, value: Any) -> Any:
+    async def _command(self, command: str, value: Any) -> Any:
         """Do what the page asks. Raises `ValueError`/`OSError` with one sentence."""
-        if command == "privacy":  # must not wait behind anything, not even a thread
-            return self.studio.privacy(_yes_or_no(value))
         if command.startswith("enrol "):
             return await self._enrol(command.removeprefix("enrol "), value)
         return await asyncio.to_thread(self.studio.do, command, value)
