@@ -104,7 +104,8 @@ def camera(
 
     try:
         with live:
-            print(f"{wardrobe.names[0]} appears in {sink.name}; choose it as the camera in your call")
+            where = "the preview only" if preview_only else f"{sink.name}: choose it as the camera in your call"
+            print(f"{wardrobe.names[0]} appears in {where}")
             attend(live, window and not refusal, every)
     except KeyboardInterrupt:
         pass  # the usual end of a program without a window
