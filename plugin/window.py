@@ -213,7 +213,7 @@ def attend(live: Controls, show: bool, every: Callable[[], None] | None = None) 
             log.info("%s", words)
 
     everywhere = GlobalKeys(keys, say)
-    log.info("%s", everywhere.told)
+    print(everywhere.told)
     try:
         if show:
             with Window() as window:
