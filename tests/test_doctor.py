@@ -979,6 +979,7 @@ def test_a_self_test_that_goes_well(machine: Machine) -> None:
         ({"avatar": None}, "yellow", "no avatar", "understudy enrol"),
         ({"fps": 0, "problems": ["the tracker failed"]}, "red", "the tracker failed", "--patience"),
         ({"glass_ms": []}, "red", "no picture was drawn", "--patience"),
+        ({"error": "it did not end within 30 s"}, "red", "did not end within 30 s", "--patience"),
         ({"state": "no face"}, "red", "sees no face", "enrol"),
         ({"error": "there is no avatar 'x'"}, "red", "there is no avatar 'x'", "--verbose camera"),
     ],

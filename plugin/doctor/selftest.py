@@ -586,7 +586,11 @@ class SelfTest:
         read_settings(request)
         told = self._ask(system, request).get("loop", {"error": "it was not reached"})
         if "error" in told:
-            return red(f"the loop does not run: {told['error']}", "understudy --verbose camera   (says more)", **told)
+            slow = "did not end" in told["error"]
+            advice = (
+                "understudy doctor --patience 10   (if this machine is slow)" if slow else "understudy --verbose camera"
+            )
+            return red(f"the loop does not run: {told['error']}", advice, **told)
         if told["avatar"] is None:
             return yellow("not tested: there is no avatar", "understudy enrol my-selfies/ --name me", **told)
         if told["fps"] == 0 or not told["glass_ms"]:
