@@ -297,6 +297,11 @@ class Incoming:
         self._previewed = False
 
     @property
+    def sha256(self) -> str:
+        """Of the file that was offered last; "" before."""
+        return self._offer.sha256 if self._offer else ""
+
+    @property
     def progress(self) -> float:
         """0 to 1, how much of the file is here."""
         if self.complete:

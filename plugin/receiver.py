@@ -299,6 +299,7 @@ class Receiver:
         self._recorder: Recorder | None = None
         self._damaged = 0
         self._said_bye = False
+        self._shown = ""
         self._newest = 0
         self.code: Code | None = None
         self.link: Link | None = None
@@ -467,12 +468,14 @@ class Receiver:
             elif kind == "avatar/offer":
                 want, avatar = self._incoming.offered(payload)
                 self._start(transport.send_message("avatar/want", want))
-                if avatar is not None:
+                if avatar is not None and self._incoming.sha256 != self._shown:
+                    self._shown = self._incoming.sha256
                     self._start(self._dress(avatar, "known already"))
             elif kind == "avatar/preview":
                 self._start(self._preview(transport, payload))
             elif kind == "avatar/part":
                 if (avatar := self._incoming.part(payload)) is not None:
+                    self._shown = self._incoming.sha256
                     self._start(self._dress(avatar, "whole"))
             elif kind == "bye":
                 self._said_bye = True

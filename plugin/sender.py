@@ -275,6 +275,7 @@ class Sender:
         self._held_until_s = 0.0
         self._transport: Transport | None = None
         self._track: Gate | None = None
+        self._met: Wanted | None = None
         self._ended = asyncio.Event()
         self._why = ""
         self._giving: set[asyncio.Task[None]] = set()
@@ -292,7 +293,9 @@ class Sender:
                 try:
                     session, address = await self._meet(wanted)
                 except (PairingError, TransportError) as error:
-                    if isinstance(wanted.secret, Code):
+                    if self._met is not None:
+                        wanted = self._met  # the code is used up; what it brought is not
+                    if isinstance(wanted.secret, Code) or (self._met and not self.connections and trouble >= 2):
                         raise
                     if trouble == 0:
                         self._say(f"{error}; trying again until it answers")
@@ -359,12 +362,13 @@ class Sender:
             await line.close()
         if transport.remote_fingerprint.split()[-1] != met.remote_fingerprint:
             raise PairingError("the other end's certificate is not the one that the code vouches for; nothing was sent")
-        await transport.connected()
-        transport.on_room = self._send_faces
+        self._met = Wanted(met.session.room, met.session, address)
         code = str(wanted.secret) if isinstance(wanted.secret, Code) else ""
         if self._config.link.remember_h and code:
             until_s = time.time() + 3600 * self._config.link.remember_h
             self._known.remember(Meeting(met.session.secret.hex(), "sender", until_s, address, code))
+        await transport.connected()
+        transport.on_room = self._send_faces
         return met.session
 
     async def _accept(self, answer: str) -> None:

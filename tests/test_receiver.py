@@ -314,6 +314,9 @@ def test_a_sender_that_starts_again_needs_no_new_code(
                 await until(lambda: both.receiver.connections == 2, lambda: (both.said, said))
             async with sender(both, tiny_base, avatar_file, make_face, code):  # the same command once more
                 await until(lambda: both.receiver.connections == 3, lambda: both.said)
+                await until(lambda: both.receiver._meter.recent("packets").size > 3, lambda: both.said)
+            whole = [avatar for avatar in both.worn if len(avatar.references) > 1]
+            assert len(whole) <= 1  # an avatar that is worn already is not put on again
 
     run(test())
 
