@@ -32,6 +32,7 @@ from aiortc import (
     RTCConfiguration,
     RTCDataChannel,
     RTCIceServer,
+    RTCIceTransport,
     RTCPeerConnection,
     RTCRtpSender,
     RTCRtpTransceiver,
@@ -63,7 +64,7 @@ FACE_CHANNEL, MESSAGE_CHANNEL = 100, 101
 
 _CHUNK = struct.Struct("!BB")
 _BEGIN = struct.Struct("!IB")
-_ALIVE_TYPE, _BEGIN_TYPE, _MORE_TYPE, _ACK_TYPE = 0, 1, 2, 3
+_ALIVE_TYPE, _BEGIN_TYPE, _MORE_TYPE, _ACK_TYPE, _DROP_TYPE = 0, 1, 2, 3, 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,7 +237,9 @@ class Transport:
         self._faces.on("bufferedamountlow", self._flush_face)
         self._messages.on("open", self._opened)
         self._messages.on("close", self._channel_closed)
-        _refuse_empty_datagrams(self._peer)
+        assert self._peer.sctp is not None
+        self._ice = self._peer.sctp.transport.transport
+        _refuse_empty_datagrams(self._ice)
 
     # --- meeting -----------------------------------------------------------------------------------------------
 
@@ -360,8 +363,17 @@ class Transport:
         while not self._closing:
             due_s = max(due_s + self.face_interval_s, self._loop.time())
             await asyncio.sleep(due_s - self._loop.time())
-            if self.on_room is not None and self._route != "audio" and self.state in ("connected", "interrupted"):
-                self.on_room()
+            if self._route != "audio" and self.state in ("connected", "interrupted"):
+                self._ask()
+
+    def _ask(self) -> None:
+        if self.on_room is None or self._closing:
+            return
+        try:
+            self.on_room()
+        except Exception:
+            # The voice goes on, and so does the next face.
+            logging.getLogger(__name__).exception("on_room failed; no face in this packet")
 
     def _face_message(self, packet: bytes | str) -> None:
         if self._admitted() and isinstance(packet, bytes):
@@ -387,12 +399,18 @@ class Transport:
         if len(payload) > MAX_MESSAGE_BYTES:
             raise ValueError(f"a message holds at most {MAX_MESSAGE_BYTES} bytes, not {len(payload)}")
         await self.connected()
-        number = self._next_message % 256
+        if len(self._acks) >= MAX_OPEN_MESSAGES:
+            raise ValueError(f"at most {MAX_OPEN_MESSAGES} messages can be under way at once")
+        while (number := self._next_message % 256) in self._acks:
+            self._next_message += 1
         self._next_message += 1
         head = _CHUNK.pack(_BEGIN_TYPE, number) + _BEGIN.pack(len(payload), len(told)) + told
         self._acks[number] = asyncio.Queue()
         try:
             await self._send_chunks(number, head, payload, _BACKGROUND if background else _QUICK)
+        except asyncio.CancelledError:
+            self._control(_DROP_TYPE, number)
+            raise
         finally:
             del self._acks[number]
 
@@ -415,6 +433,10 @@ class Transport:
                 window = min(window + (1.0 if doubling else 1 / window), 64.0)
             elif chunk_s > shrunk_s:  # once for all chunks that were under way
                 window, doubling, shrunk_s = max(0.7 * window, 1.0), False, self._loop.time()
+
+    def _control(self, what: int, number: int) -> None:
+        if self._messages.readyState == "open":
+            self._messages.send(_CHUNK.pack(what, number))
 
     async def _hand_over(self, chunk: bytes) -> None:
         while self._messages.bufferedAmount:
@@ -452,6 +474,9 @@ class Transport:
         # A large message comes as fast as the line can; only small chunks can come too often.
         if len(chunk) < _BACKGROUND.chunk_bytes and not self._admitted():
             return None
+        if what == _DROP_TYPE:
+            self._open_messages.pop(number, None)
+            return None
         if what == _BEGIN_TYPE:
             if len(rest) < _BEGIN.size:
                 return self._refuse("it sent a message that cannot be read")
@@ -470,7 +495,7 @@ class Transport:
         message.parts += rest
         if len(message.parts) > message.total:
             return self._refuse("it sent more of a message than it had announced")
-        self._messages.send(_CHUNK.pack(_ACK_TYPE, number))
+        self._control(_ACK_TYPE, number)
         if len(message.parts) == message.total:
             del self._open_messages[number]
             self._call(self.on_message, message.kind, bytes(message.parts))
@@ -541,8 +566,9 @@ class Transport:
     async def _close_peer(self) -> None:
         try:
             await asyncio.wait_for(self._peer.close(), 5.0)
-        except (TimeoutError, ConnectionError):
-            pass  # the sockets go with the process; there is nobody left to tell
+        except (TimeoutError, ConnectionError, AttributeError):
+            # A description that aiortc stumbled over leaves it half built, and it cannot take that down itself.
+            await self._ice.stop()
 
     def _set_state(self, state: State, reason: str) -> None:
         if state == self.state or self.state in ("failed", "closed"):
@@ -606,7 +632,7 @@ class Transport:
                 lost.append(one.fractionLost / 256)
         idle_s = self._loop.time() - self._spoke_s
         if idle_s > 0.6 * INTERRUPTED_S and self._messages.readyState == "open" and not self._messages.bufferedAmount:
-            self._messages.send(_CHUNK.pack(_ALIVE_TYPE, 0))  # where no RTCP does, this says that the line stands
+            self._control(_ALIVE_TYPE, 0)  # where no RTCP does, this says that the line stands
         if lost:
             self._loss = max(lost)
         if self._peer.sctp is not None and not lost and self._peer.sctp._srtt is not None:
@@ -649,7 +675,7 @@ class Transport:
             self._carrier, self._route = self._own_stream, "rtp"
         elif self._asked != "datachannel" and self._carrier is not None and self._carrier in sending:
             self._route = "rtp" if self._voice is None else "audio"
-            self._carrier.on_room = self._fill if self._route == "audio" else None
+            self._carrier.on_room = self._ask if self._route == "audio" else None
         else:
             self._route = "datachannel"
         for transceiver in transceivers:
@@ -657,11 +683,6 @@ class Transport:
                 if self._voice_received is None:
                     self._voice_received = VoiceReceived()
                 _tap(transceiver, _Tap(self))
-
-    def _fill(self) -> None:
-        """A voice packet is about to leave."""
-        if self.on_room is not None and not self._closing:
-            self.on_room()
 
     def _carried(self, sound_bytes: int, face_bytes: int) -> None:
         if face_bytes:
@@ -719,10 +740,8 @@ def _opus_only(transceiver: RTCRtpTransceiver) -> None:
     transceiver.setCodecPreferences([codec for codec in codecs if codec.mimeType.lower() == "audio/opus"])
 
 
-def _refuse_empty_datagrams(peer: RTCPeerConnection) -> None:
+def _refuse_empty_datagrams(ice: RTCIceTransport) -> None:
     """An empty UDP datagram, from anybody, ends aiortc's receiving loop (it reads the first byte): let none pass."""
-    assert peer.sctp is not None
-    ice = peer.sctp.transport.transport
     receive = ice._recv
 
     async def receive_some() -> bytes:

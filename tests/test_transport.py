@@ -411,6 +411,42 @@ def test_a_callback_that_raises_is_reported_and_the_stream_goes_on() -> None:
     run(scene())
 
 
+def test_a_face_that_cannot_be_made_does_not_stop_the_voice(caplog: pytest.LogCaptureFixture) -> None:
+    async def scene() -> None:
+        async with pair(voice=Tone(), packet_ms=20) as (receiver, sender):
+            seen, count = Seen(receiver), 0
+
+            def room() -> None:
+                nonlocal count
+                count += 1
+                if count < 4:
+                    raise RuntimeError("no face")
+                sender.send_face(b"face")
+
+            sender.on_room = room
+            await until(lambda: len(seen.faces) > 2)
+            assert receiver.stats()["voice"]["in_packets"] >= 3
+
+    run(scene())
+    assert [record.message for record in caplog.records] == ["on_room failed; no face in this packet"] * 3
+
+
+def test_messages_broken_off_leave_room_for_others() -> None:
+    async def scene() -> None:
+        async with pair(route="datachannel") as (receiver, sender):
+            seen = Seen(receiver)
+            for _ in range(12):
+                task = asyncio.create_task(sender.send_message("large", bytes(400_000), background=True))
+                await until(lambda: receiver._open_messages)
+                task.cancel()
+                await until(lambda: not receiver._open_messages)
+            await sender.send_message("small", b"arrives")
+            await until(lambda: seen.messages == [("small", b"arrives")])
+            assert receiver.state == "connected"
+
+    run(scene())
+
+
 def test_no_network_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(aioice.ice, "get_host_addresses", lambda use_ipv4, use_ipv6: [])
 
@@ -445,7 +481,7 @@ def test_an_offer_that_cannot_be_is_one_sentence(how: str) -> None:
     run(scene())
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_a_mutilated_offer_is_answered_or_refused(data: st.DataObject) -> None:
     async def scene() -> None:
