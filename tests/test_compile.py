@@ -154,7 +154,7 @@ def test_what_changed_is_made_again(
     find_or_make(change(wanted), rtx, ADA)
     find_or_make(change(wanted), rtx, ADA)
     assert made == [PORTABLE] * 2
-    assert "was made for another" in caplog.text and "; compiled again in 0." in caplog.text
+    assert "was made for another" in caplog.text and "; compiled again in " in caplog.text
     assert len(list(wanted.folder.iterdir())) == 1, "the old one is gone"
 
 

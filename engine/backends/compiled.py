@@ -57,7 +57,7 @@ class Wanted:
             person.update(f"{name} {value.shape} ".encode() + value.tobytes())
         return {
             "avatar": person.hexdigest(),
-            "references": self.references,
+            "number of references": self.references,
             "base": self.base.sha256,
             "graph": file_sha256(self.base.generator),
             "program": _program_sha256(),
