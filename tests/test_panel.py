@@ -663,6 +663,7 @@ async def parts(*content: bytes) -> AsyncIterator[bytes]:
         yield one
 
 
+@pytest.mark.slow
 def test_a_cancel_leaves_no_trace(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the real worker: two photos judged, then everything is gone."""
 
@@ -711,6 +712,7 @@ def test_too_much_is_refused_and_leaves_nothing(tmp_path: Path, monkeypatch: pyt
     asyncio.run(body())
 
 
+@pytest.mark.slow
 def test_a_worker_whose_program_is_gone_cleans_up(tmp_path: Path) -> None:
     scratch = tmp_path / "scratch"
     scratch.mkdir()
