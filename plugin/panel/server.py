@@ -410,8 +410,9 @@ def encode_jpeg(rgb: Image, most_px: int, quality: int) -> bytes:
     """At most `most_px` wide."""
     height, width = rgb.shape[:2]
     if width > most_px:
+        way = cv2.INTER_LINEAR if 2 * most_px > width else cv2.INTER_AREA  # by area costs more than the JPEG
         rgb = np.asarray(
-            cv2.resize(rgb, (most_px, max(1, round(height * most_px / width))), interpolation=cv2.INTER_AREA), np.uint8
+            cv2.resize(rgb, (most_px, max(1, round(height * most_px / width))), interpolation=way), np.uint8
         )
     bgr = cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR)
     return cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
