@@ -21,6 +21,7 @@ from typing import Any, Literal, Protocol
 import cv2
 import numpy as np
 import segno
+from aiortc.mediastreams import MediaStreamError
 
 from engine.avatar import Avatar
 from engine.base import Base
@@ -560,7 +561,10 @@ class Receiver:
         if voice is None or (self._speaker is None and self._recorder is None):
             return
         while transport.state not in ("failed", "closed"):
-            frame = await voice.recv()
+            try:
+                frame = await voice.recv()
+            except MediaStreamError:
+                return  # the line has ended
             now = time.monotonic()
             if not voice.clock_known or frame.time is None:
                 continue
