@@ -163,6 +163,7 @@ class Live:
         self._private = self._held = self._passing = self._asked = False
         self._wanted = avatars.names[0]
         self._loading: str | None = None
+        self._shown = ""
         self._puppet: Puppet | None = None
         self._calibrate = False
         self._problems: dict[str, str] = {}
@@ -284,7 +285,7 @@ class Live:
             puppet, problems, settings = self._puppet, list(self._problems.values()), self._settings
         return LiveStatus(
             state=self._state(),
-            avatar=puppet.name if puppet else "",
+            avatar=self._shown if puppet else "",
             fps=self._meter.rate("news"),
             stages_ms={name: told[name][0] for name in ("camera", "tracker", "draw", "send") if name in told},
             drops={"frames": self._frames.drops, "faces": self._faces.drops},
@@ -484,26 +485,24 @@ class Live:
 
     def _load_what_is_wanted(self) -> None:
         """Starts loading beside the loop when another avatar is wanted than the one that is shown."""
-        wanted, shown = self._wanted, self._puppet
-        if (
-            self._loading is not None
-            or (shown is not None and shown.name == wanted)
-            or self._clock() < self._load_due_s
-        ):
+        wanted = self._wanted
+        there = self._puppet is not None and self._shown == wanted
+        if there or self._loading is not None or self._clock() < self._load_due_s:
             return
         self._loading = wanted
         threading.Thread(target=self._load, args=(wanted,), name="understudy-loader", daemon=True).start()
 
     def _load(self, name: str) -> None:
         try:
-            self._puppet = self._avatars.load(name)
+            # By the wardrobe's name: a file that was given another one still bears the old name inside.
+            self._puppet, self._shown = self._avatars.load(name), name
             self._problem("avatar", None)
         except Exception as error:  # an avatar that cannot be loaded is told, the one before stays
             log.debug("loading failed", exc_info=True)
             self._problem("avatar", f"the avatar {name!r} cannot be shown: {' '.join(str(error).split())}")
             self._card = cards.telling_card(self._sink.size_px, f"Understudy: the avatar {name} cannot be shown")
             if self._puppet is not None:
-                self._wanted = self._puppet.name
+                self._wanted = self._shown
             self._load_due_s = self._clock() + 5 * _RETRY_S
         finally:
             self._loading = None

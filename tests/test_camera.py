@@ -325,6 +325,16 @@ def test_switch_keeps_the_old_one_until_the_new_one_is_there(rig: Rig) -> None:
         rig.live.switch("three")
 
 
+def test_an_avatar_whose_file_was_given_another_name_is_loaded_once(rig: Rig) -> None:
+    rig.wardrobe.puppets["one"].name = "its name at enrolment"
+    rig.live.start()
+    rig.until(rig.shows(100))
+    seen = rig.camera.count
+    rig.until(lambda: rig.camera.count > seen + 10)
+    assert rig.wardrobe.loaded == 1
+    assert rig.live.status().avatar == "one"
+
+
 def test_calibration_waits_for_a_face_that_is_clearly_seen(rig: Rig) -> None:
     rig.tracker.visibility = 0.3
     rig.live.start()
