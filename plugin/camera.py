@@ -501,7 +501,7 @@ class Live:
             log.debug("loading failed", exc_info=True)
             self._problem("avatar", f"the avatar {name!r} cannot be shown: {' '.join(str(error).split())}")
             self._card = cards.telling_card(self._sink.size_px, f"Understudy: the avatar {name} cannot be shown")
-            if self._puppet is not None:
+            if self._puppet is not None and self._wanted == name:
                 self._wanted = self._shown
             self._load_due_s = self._clock() + 5 * _RETRY_S
         finally:
