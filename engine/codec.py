@@ -510,7 +510,7 @@ class Encoder:
     def encode(self, faces: Sequence[Face | NoFace]) -> bytes:
         """One packet of 1 to `MAX_FRAMES` frames that follow each other.
 
-        Raises `ValueError` on times that do not grow, and on points that are no numbers.
+        Raises `ValueError` on times that do not grow, and on numbers that no face has.
         """
         if not 1 <= len(faces) <= MAX_FRAMES:
             raise ValueError(f"a packet holds 1 to {MAX_FRAMES} frames, not {len(faces)}")
@@ -523,8 +523,8 @@ class Encoder:
         seen = [face for face in faces if isinstance(face, Face)]
         for face in seen:
             numbers = face.points, face.rotation, face.translation
-            if not (0 < face.scale < math.inf and all(np.isfinite(array).all() for array in numbers)):
-                raise ValueError("a face holds numbers that are no numbers, or a scale that is no size")
+            if not (1e-3 < face.scale < 1e6 and all(np.abs(array).max() < 1e6 for array in numbers)):
+                raise ValueError(f"a face of scale {face.scale} holds numbers that no face has")
             if not all(0 < side_px < 1 << 16 for side_px in face.size_px):
                 raise ValueError(f"a picture of {face.size_px} pixels has no place in a header")
         if seen:
