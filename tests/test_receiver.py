@@ -431,15 +431,15 @@ def test_a_flood_is_cut_off_and_the_code_s_owner_may_come_back(
     async def test() -> None:
         async with (
             receiver(config, tiny_base, tmp_path) as both,
-            sender(both, tiny_base, avatar_file, make_face) as (one, _, _),
+            sender(both, tiny_base, avatar_file, make_face) as (one, _, told),
         ):
-            await until(lambda: both.receiver.connections == 1)
+            await until(lambda: both.receiver.connections == one.connections == 1)
             line = both.receiver._transport
             assert line is not None and one._transport is not None
             for _ in range(2000):  # as if they had come: aiortc itself sends no faster than its window
                 line._face_message(bytes(900))
             await until(lambda: any("packets a second" in one for one in both.said), lambda: both.said)
-            await until(lambda: both.receiver.connections == 2, lambda: both.said)
+            await until(lambda: both.receiver.connections == 2, lambda: (both.said[1:], told, one._transport))
 
     run(test())
 
