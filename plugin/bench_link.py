@@ -185,7 +185,7 @@ async def _receive(options: argparse.Namespace) -> None:
     _say(
         looks=looks,
         ways_ms=[(now_s - number / FPS) * 1e3 for number, now_s in arrivals[FPS:]],
-        first_face_s=(settled_s or math.inf) - begun_s,
+        first_face_s=settled_s - begun_s if settled_s is not None else None,
         message_s=message_s[0] - begun_s if message_s else None,
         missing=counts.missing,
         late=counts.late,
@@ -311,7 +311,7 @@ def _summary(
         "error_p95": round(float(np.percentile(errors, 95)), 3) if errors else None,
         "live_share": round(sum(one[1] == "live" for one in looks) / max(len(looks), 1), 4),
         "longest_stall_ms": round(stall_ms),
-        "first_face_s": round(seen["first_face_s"], 2),
+        "first_face_s": seen["first_face_s"] and round(seen["first_face_s"], 2),
         "message_s": seen["message_s"],
         "missing": seen["missing"],
         "late": seen["late"],
@@ -368,7 +368,7 @@ def run(folder: Path, seconds: float) -> dict[str, Any]:
             thin[name] = call(link, 1.5 * seconds, *words)
             _print(f"thin: {name}", thin[name])
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "link.json").write_text(json.dumps(told, indent=1) + "\n")
+    (folder / "link.json").write_text(json.dumps(told, indent=1, allow_nan=False) + "\n")
     _picture(told, folder / "link.png")
     return told
 
