@@ -181,13 +181,13 @@ def test_gray_cmyk_turned_and_heic_photos_are_enrolled_upright(capfd: Captured) 
     assert told.err == ""
     assert [line.split()[1].rstrip(":") for line in told.out.splitlines()[:4]] == kinds
     made = avatars.load(avatars.place("me"))
-    assert len(made.references) == 4
+    assert len(made.photos) == 4
     assert avatars.place("me").with_suffix(".png").is_file()
-    for reference in made.references:
+    for reference in made.photos:
         assert reference.points[10, 1] < reference.points[152, 1] - 100
         unlike = np.abs(reference.rgb.mean(2) - made.references[0].rgb.mean(2)).mean()
         assert unlike < 12, "the same picture, the same way up"
-    coloured = [float(reference.rgb.std(2).mean()) for reference in made.references]
+    coloured = [float(reference.rgb.std(2).mean()) for reference in made.photos]
     assert sorted(level > 5 for level in coloured) == [False, True, True, True]
 
 
