@@ -954,7 +954,14 @@ RAN: dict[str, Any] = {
     "takes_again": True,
     "back": {"count": 90, "fps": 29.8, "variant": "right", "difference": 2.1, "size_px": [1280, 720], "trouble": ""},
 }
-SEEN: dict[str, Any] = {"name": "Test Webcam", "fps": 30.0, "brightness": 110.0, "contrast": 50.0, "change": 4.0}
+SEEN: dict[str, Any] = {
+    "name": "Test Webcam",
+    "wanted_fps": 30.0,
+    "fps": 30.0,
+    "brightness": 110.0,
+    "contrast": 50.0,
+    "change": 4.0,
+}
 
 
 def self_tested(machine: Machine, **stages: dict[str, Any]) -> dict[str, Finding | None]:

@@ -424,6 +424,7 @@ def _camera(asked: dict[str, Any]) -> dict[str, Any]:
     stack = np.stack(pictures)
     return {
         "name": camera.name,
+        "wanted_fps": settings.fps,
         "fps": round((len(times) - 1) / max(times[-1] - times[0], 1e-3), 1) if len(times) > 1 else 0.0,
         "brightness": round(float(stack.mean()), 1),
         "contrast": round(float(stack.std((1, 2)).mean()), 1),
@@ -688,7 +689,7 @@ class SelfTest:
             return yellow(
                 f"{name} gives a still picture", "start the program behind it, or choose another camera", **told
             )
-        if fps < 20:
+        if fps < min(20.0, 0.7 * told["wanted_fps"]):
             return yellow(
                 f"{name} gives {fps:g} pictures a second", "turn on more light: cameras slow down in the dark", **told
             )
