@@ -74,7 +74,8 @@ def test_tracks_are_kept_with_their_gaps(tmp_path: Path) -> None:
 
 def test_what_is_measured() -> None:
     clip = talking()[:30]
-    arrived, cost = sent(clip, 5, 4)
+    arrived, cost, neutral = sent(clip, 5, 4)
+    assert neutral is not None
     assert len(arrived) == len(clip)
     assert cost["kbit/s"] > 1
     assert cost["headers"] == 1

@@ -3,8 +3,9 @@
 Clips are tracked as in a call, smoothing included, and sent packet by packet through `engine.codec`; errors are against
 the tracker's own faces. With `--avatar` (more than one may be given) each person also drives an avatar: the picture
 drawn from the decoded face is compared with the picture drawn from the tracked one (LPIPS, VGG16, 256 px), with the
-movement taken relatively and absolutely. Means over a person's frames, then over people; intervals are 95 %, from
-10 000 bootstrap draws of people. Headers are counted apart: they are sent once.
+movement taken relatively and absolutely. "Relatively" is to the neutral face of the header at both ends; "each its own"
+lets either end find a neutral face in what it has. Means over a person's frames, then over people; intervals are 95 %,
+from 10 000 bootstrap draws of people. Headers are counted apart: they are sent once.
 """
 
 from __future__ import annotations
@@ -68,8 +69,8 @@ def errors(found: Face, wanted: Face) -> Scores:
     return scores
 
 
-def sent(clip: Clip, quality: int, packet_frames: int) -> tuple[list[Face | NoFace], Scores]:
-    """What arrives of a clip, and what it cost: bits a frame, headers, milliseconds of CPU a frame."""
+def sent(clip: Clip, quality: int, packet_frames: int) -> tuple[list[Face | NoFace], Scores, Face | None]:
+    """What arrives of a clip; what it cost: bits a frame, headers, milliseconds of CPU a frame; the neutral face."""
     encoder, decoder = Encoder(quality), Decoder()
     arrived: list[Face | NoFace] = []
     packet_bytes = header_bytes = headers = header_id = 0
@@ -89,12 +90,16 @@ def sent(clip: Clip, quality: int, packet_frames: int) -> tuple[list[Face | NoFa
         packet_bytes += len(packet)
         arrived += [replace(one.face, time_s=was.time_s) for one, was in zip(coded, part, strict=True)]
     frames = len(clip)
-    return arrived, {
-        "kbit/s": packet_bytes * 8 / frames * FPS / 1000,
-        "header_bytes": header_bytes / max(headers, 1),
-        "headers": headers,
-        "cpu_ms": 1000 * spent_s / frames,
-    }
+    return (
+        arrived,
+        {
+            "kbit/s": packet_bytes * 8 / frames * FPS / 1000,
+            "header_bytes": header_bytes / max(headers, 1),
+            "headers": headers,
+            "cpu_ms": 1000 * spent_s / frames,
+        },
+        decoder.neutral,
+    )
 
 
 def mean(scores: Iterable[Scores]) -> Scores:
@@ -112,7 +117,7 @@ def measure_rates(people: dict[str, list[Clip]], quality: int, packet_frames: in
     for clips in people.values():
         told: list[Scores] = []
         for clip in clips:
-            arrived, cost = sent(clip, quality, packet_frames)
+            arrived, cost, _ = sent(clip, quality, packet_frames)
             pairs = zip(arrived[::3], clip[::3], strict=True)
             off = [errors(a, b) for a, b in pairs if isinstance(a, Face) and isinstance(b, Face)]
             told.append(cost | mean(off))
@@ -120,8 +125,12 @@ def measure_rates(people: dict[str, list[Clip]], quality: int, packet_frames: in
     return rows
 
 
-def pictures(renderer: Renderer, clip: Clip) -> list[Image]:
-    renderer.retarget.finder.prime([face for face in clip if isinstance(face, Face)])
+def pictures(renderer: Renderer, clip: Clip, neutral: Face | None) -> list[Image]:
+    """Drawn relative to `neutral`, or to the most neutral face of the clip itself."""
+    if neutral is None:
+        renderer.retarget.finder.prime([face for face in clip if isinstance(face, Face)])
+    else:
+        renderer.retarget.finder.pin(neutral)
     return [renderer.draw(face).rgb.copy() for face in clip]
 
 
@@ -133,12 +142,14 @@ def measure_pictures(
     shipped = configs.load()
     rows: dict[str, list[Scores]] = defaultdict(list)
     for number, clips in enumerate(people.values()):
-        arrived, _ = sent(clips[0], quality, packet_frames)
+        arrived, _, neutral = sent(clips[0], quality, packet_frames)
         start = max(0, (len(arrived) - STRETCH) // 2)
-        for motion in ("relative", "absolute"):
-            config = replace(shipped, render=replace(shipped.render, size_px=256, motion=motion))
+        for motion in ("relative", "absolute", "each its own"):
+            how = "absolute" if motion == "absolute" else "relative"
+            config = replace(shipped, render=replace(shipped.render, size_px=256, motion=how))
+            known = None if motion == "each its own" else neutral
             drawn = [
-                pictures(Renderer(chosen[number % len(chosen)], base, config), clip[start : start + STRETCH])
+                pictures(Renderer(chosen[number % len(chosen)], base, config), clip[start : start + STRETCH], known)
                 for clip in (arrived, clips[0])
             ]
             ours, theirs = (
@@ -170,9 +181,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--people", type=int, default=1000)
     parser.add_argument("--frames", type=int, default=400, help="of each clip")
     parser.add_argument("--clips", type=int, default=2, help="of each person")
-    parser.add_argument("--qualities", type=int, nargs="+", default=list(range(QUALITIES)))
+    parser.add_argument("--qualities", type=int, nargs="*", default=list(range(QUALITIES)))
     parser.add_argument("--packet-frames", type=int, nargs="+", default=[1, 2, 5, 10])
     parser.add_argument("--avatar", type=Path, nargs="*", default=[], help="avatar files to draw")
+    parser.add_argument("--picture-quality", type=int, default=DEFAULT)
     parser.add_argument("--out", type=Path, help="a JSON file for all of it")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -192,9 +204,9 @@ def main(arguments: list[str] | None = None) -> None:
     if options.avatar:
         base = open_base()
         chosen = [avatars.load(path, base.sha256) for path in options.avatar]
-        for motion, rows in measure_pictures(people, chosen, base, DEFAULT, 2).items():
+        for motion, rows in measure_pictures(people, chosen, base, options.picture_quality, 2).items():
             told[f"lpips/{motion}"] = rows
-            print(f"LPIPS, quality {DEFAULT}, 2 frames, {motion}: {cell(rows, 'lpips', 4)}", flush=True)
+            print(f"LPIPS, quality {options.picture_quality}, 2 frames, {motion}: {cell(rows, 'lpips', 4)}", flush=True)
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(told, indent=1), encoding="utf-8")
