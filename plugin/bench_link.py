@@ -1,9 +1,12 @@
 """`make bench-link`: what the link costs and what it survives, counted in IP bytes between two network namespaces.
 
-A face here is 17 bytes a frame at 25 frames a second (3.4 kbit/s), random: this measures the way and not the codec.
-Each frame tells its number; the receiver knows what face that number stands for, so that the error it reports is that
-of loss, delay and interpolation alone. Both ends share the machine's monotonic clock, so ages need no estimate.
+The face is the demo's recorded performance, 25 frames a second, through `engine.codec` at its default quality; the
+receiver knows the performance, so the error it reports is that of everything between the two trackers' faces: codec,
+loss, delay and interpolation. Both ends share the machine's monotonic clock, so ages need no estimate.
 Needs root and Linux; writes `bench/link.json` and `bench/link.png`.
+
+`--soak MINUTES` leaves one call on a line that loses 5 % each way, the sender's clock 50 millionths fast, and writes
+`bench/soak.json`: every ten seconds what both ends hold in memory, and how old, wrong and steady the face is.
 """
 
 from __future__ import annotations
@@ -11,13 +14,16 @@ from __future__ import annotations
 import argparse
 import asyncio
 import fractions
+import itertools
 import json
 import math
 import os
-import struct
+import resource
 import subprocess
 import sys
 import time
+from collections import deque
+from importlib import resources
 from pathlib import Path
 from typing import Any, get_args
 
@@ -26,64 +32,87 @@ from aiortc import MediaStreamTrack
 from aiortc.mediastreams import MediaStreamError
 from av import AudioFrame
 
-from engine.codec import SEQUENCE_WRAP, TIME_WRAP_S, Coded
-from engine.frames import Face
-from engine.tracker import canonical_face
-from plugin.jitter import Jitter
+from engine.codec import DEFAULT, MAX_FRAMES, QUALITIES, TIME_WRAP_S, CodecError, Decoder, Encoder, unwrap
+from engine.frames import Face, NoFace
+from engine.motion import to_head
+from plugin.jitter import Jitter, between
 from plugin.netns import LinkProcess
+from plugin.render import read_faces
 from plugin.routes import CLOCK_HZ
 from plugin.transport import IceServers, Route, Transport, TransportError
 
 FPS = 25
-FRAME_BYTES = 17
 LOOK_FPS = 60
-_HEAD = struct.Struct("!I")
+SOAK_LOSS, SOAK_DRIFT_PPM, SOAK_REPORT_S = 0.05, 50.0, 10.0
 KINDS = ("rtp", "dtls", "rtcp", "stun")
 COLOURS = {"rtp": "#7aa6c2", "dtls": "#d98c5f", "rtcp": "#8fb58a", "stun": "#b59ac2", "other": "#bbbbbb"}
 
 
-def performance(seconds: float) -> Face:
-    """A head that turns and nods and talks, at a moment of its performance."""
-    yaw = 0.35 * math.sin(2 * math.pi * 0.4 * seconds) + 0.05 * math.sin(2 * math.pi * 1.7 * seconds)
-    pitch = 0.15 * math.sin(2 * math.pi * 0.6 * seconds + 1)
-    cos_y, sin_y, cos_p, sin_p = math.cos(yaw), math.sin(yaw), math.cos(pitch), math.sin(pitch)
-    about_y = np.array([[cos_y, 0, sin_y], [0, 1, 0], [-sin_y, 0, cos_y]])
-    about_x = np.array([[1, 0, 0], [0, cos_p, -sin_p], [0, sin_p, cos_p]])
-    rotation = (np.diag([1.0, -1.0, -1.0]) @ about_y @ about_x).astype(np.float32)
-    shape = np.zeros((478, 3), np.float32)
-    shape[:468] = canonical_face().vertices_cm
-    mouth = 0.6 * max(0.0, math.sin(2 * math.pi * 2.3 * seconds))
-    shape[[14, 17, 84, 87, 178, 181, 314, 317, 402, 405, 152], 1] -= mouth
-    translation = np.array([256 + 20 * math.sin(seconds), 256, 0], np.float32)
-    points = (16 * shape @ rotation.T + translation).astype(np.float32)
-    return Face(points, rotation, translation, 16.0, 1.0, (512, 512), seconds)
+class Performance:
+    """The demo's recorded face at any moment, forth and back without end."""
+
+    def __init__(self) -> None:
+        with resources.as_file(resources.files("plugin") / "assets" / "demo" / "talking.npz") as path:
+            faces, self._fps = read_faces(path)
+        self._faces = faces
+        self._heads = [to_head(face) for face in faces]
+
+    def at(self, seconds: float) -> Face:
+        lap = len(self._heads) - 1
+        place = seconds * self._fps % (2 * lap)
+        place = min(place, 2 * lap - place)
+        before = min(int(place), lap - 1)
+        head = between(self._heads[before], self._heads[before + 1], place - before)
+        like = self._faces[before]
+        return Face(
+            head.to_picture(), head.rotation, head.translation, head.scale, like.visibility, like.size_px, seconds
+        )
+
+
+class Clock:
+    """The sender's: the machine's monotonic one, some millionths fast."""
+
+    def __init__(self, drift_ppm: float = 0.0) -> None:
+        self._rate = 1 + drift_ppm * 1e-6
+
+    def now_s(self) -> float:
+        return time.monotonic() * self._rate
+
+    def true_s(self, told_s: float) -> float:
+        return told_s / self._rate
+
+    async def until(self, told_s: float) -> None:
+        await asyncio.sleep(max(0.0, self.true_s(told_s) - time.monotonic()))
 
 
 class Babble(MediaStreamTrack):
-    """A voice of sorts: a tone whose pitch and strength wander, in 20 ms frames on the monotonic clock.
+    """A voice of sorts: a tone whose pitch and strength wander, in 20 ms frames on the sender's clock.
 
     Encoded at 12 kbit/s it takes 9, as speech does that is encoded at 10.
     """
 
     kind = "audio"
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock | None = None) -> None:
         super().__init__()
+        self._clock = clock or Clock()
         self._frame = 0
         self._began_s = 0.0
-
-    async def recv(self) -> AudioFrame:
-        self._began_s = self._began_s or time.monotonic()
-        self._frame += 1
-        await asyncio.sleep(max(0.0, self._began_s + self._frame * 0.02 - time.monotonic()))
-        seconds = (np.arange(960) + (self._frame - 1) * 960) / CLOCK_HZ
+        seconds = np.arange(10 * CLOCK_HZ) / CLOCK_HZ
         envelope = 0.2 + np.abs(np.sin(2 * np.pi * 1.9 * seconds))
         tone = sum(np.sin(2 * np.pi * 140 * k * seconds + np.sin(3 * seconds)) / k for k in range(1, 20))
-        noise = np.random.default_rng(self._frame).normal(0, 0.8, 960)
-        sound = (4000 * envelope * (tone + noise)).astype(np.int16)
-        frame = AudioFrame.from_ndarray(sound[None], format="s16", layout="mono")
+        noise = np.random.default_rng(0).normal(0, 0.8, len(seconds))
+        self._sound = (4000 * envelope * (tone + noise)).astype(np.int16).reshape(-1, CLOCK_HZ // 50)
+
+    async def recv(self) -> AudioFrame:
+        self._began_s = self._began_s or self._clock.now_s()
+        late = int((self._clock.now_s() - self._began_s) * 50) - self._frame
+        self._frame += late if late > 5 else 0  # as a sound card does whose reader sleeps
+        self._frame += 1
+        await self._clock.until(self._began_s + self._frame * 0.02)
+        frame = AudioFrame.from_ndarray(self._sound[None, self._frame % len(self._sound)], format="s16", layout="mono")
         frame.sample_rate = CLOCK_HZ
-        frame.pts = int((self._began_s + (self._frame - 1) * 0.02) * CLOCK_HZ)
+        frame.pts = round((self._began_s + (self._frame - 1) * 0.02) * CLOCK_HZ)
         frame.time_base = fractions.Fraction(1, CLOCK_HZ)
         return frame
 
@@ -100,19 +129,23 @@ def _say(**told: Any) -> None:
 
 
 async def _send(options: argparse.Namespace) -> None:
-    voice = Babble() if options.voice else None
+    clock, performance, encoder = Clock(options.drift_ppm), Performance(), Encoder(options.quality)
     transport = Transport(
         IceServers(),
         options.route,
-        voice,
+        Babble(clock) if options.voice else None,
         packet_ms=options.packet_ms,
         face_interval_ms=options.interval_ms,
         voice_kbps=options.voice_kbps,
     )
-    gathered: list[int] = []
-    transport.on_room = lambda: _leave(transport, gathered)
-    if options.faceless:
-        transport.on_room = None
+    gathered: deque[Face | NoFace] = deque(maxlen=MAX_FRAMES)
+
+    def leave() -> None:
+        if gathered:
+            transport.send_face(encoder.encode(list(gathered)))
+            gathered.clear()
+
+    transport.on_room = None if options.faceless else leave
     answer = await transport.answer((await _read_line())["sdp"])
     _say(sdp=answer)
     await transport.connected()
@@ -121,85 +154,156 @@ async def _send(options: argparse.Namespace) -> None:
         transport.muted = True
         await transport.send_message("avatar", os.urandom(options.message_bytes))
         transport.muted = False
-    until_s = time.monotonic() + options.seconds
-    # A frame's number tells when it was taken: it counts 25ths of a second of the monotonic clock.
-    for number in range(math.ceil(time.monotonic() * FPS), math.ceil(until_s * FPS)):
-        await asyncio.sleep(max(0.0, number / FPS - time.monotonic()))
-        gathered.append(number)
-        del gathered[:-16]
-    _say(stats=transport.stats())
+    began_s = reported_s = time.monotonic()
+    header_sent, sending = 0, set[asyncio.Task[None]]()
+    for number in itertools.count(math.ceil(clock.now_s() * FPS)):
+        await clock.until(number / FPS)
+        gathered.append(performance.at(number / FPS))
+        if encoder.header_id != header_sent:
+            header_sent = encoder.header_id
+            sending.add(asyncio.create_task(transport.send_message("face/header", encoder.header())))
+        if options.report_s and time.monotonic() - reported_s >= options.report_s:
+            reported_s = time.monotonic()
+            _say(**_footprint(), stats=transport.stats())
+        if time.monotonic() - began_s > options.seconds:
+            break
+    _say(stats=transport.stats(), spent_s=time.monotonic() - began_s)
     await transport.close()
 
 
-def _leave(transport: Transport, gathered: list[int]) -> None:
-    if gathered:
-        transport.send_face(b"".join(_HEAD.pack(one) + os.urandom(FRAME_BYTES - _HEAD.size) for one in gathered))
-        gathered.clear()
+def _footprint() -> dict[str, Any]:
+    """What this process holds now."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return {
+        "at_s": time.monotonic(),
+        "rss_mb": round(pages * resource.getpagesize() / 1e6, 2),
+        "files": len(list(Path("/proc/self/fd").iterdir())),
+        "tasks": len(asyncio.all_tasks()),
+        "cpu_s": round(time.process_time(), 2),
+    }
+
+
+Look = tuple[float, str, float | None, float | None, float]
+"""When, what is shown, its error (% of the eye distance), its age (s), and the jitter buffer's delay (ms)."""
+
+
+class _Viewer:
+    """The receiver: what came, and what was seen of it."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self._clock, self._performance, self._decoder = Clock(options.drift_ppm), Performance(), Decoder()
+        self.jitter = Jitter()
+        self.looks: list[Look] = []
+        self.ways_ms: list[float] = []
+        self.undecodable = 0
+        self.last_s = -math.inf
+        self.settled_s: float | None = None
+        self.message_s: float | None = None
+
+    def came(self, packet: bytes) -> None:
+        now_s = time.monotonic()
+        try:
+            frames = self._decoder.decode(packet)
+        except CodecError:
+            self.undecodable += 1
+            return
+        self.last_s = now_s
+        for coded in frames:
+            self.ways_ms.append((now_s - self._taken_s(coded.time_s, now_s)) * 1e3)
+            self.jitter.put(coded, now_s)
+
+    def message(self, kind: str, payload: bytes) -> None:
+        if kind == "face/header":
+            self._decoder.feed_header(payload)
+        else:
+            self.message_s = self.message_s or time.monotonic()
+
+    def _taken_s(self, told_s: float, now_s: float) -> float:
+        """When, on our clock, the sender's clock (modulo its wrap) stood there."""
+        near_s = now_s * self._clock.now_s() / time.monotonic()
+        return self._clock.true_s(unwrap(told_s, near_s, TIME_WRAP_S))
+
+    def look(self) -> None:
+        now_s = time.monotonic()
+        shown = self.jitter.at(now_s)
+        if isinstance(shown.face, Face):
+            self.settled_s = self.settled_s or now_s
+        if self.settled_s is None or now_s - self.settled_s < 3:
+            return
+        error, age_s = None, None
+        told_s = self.jitter.sender_s(now_s)
+        if isinstance(shown.face, Face) and told_s is not None:
+            age_s = now_s - self._taken_s(told_s, now_s)
+            near_s = now_s * self._clock.now_s() / time.monotonic()
+            truth = self._performance.at(unwrap(told_s, near_s, TIME_WRAP_S)).points
+            eyes_px = float(np.linalg.norm((truth[33] - truth[263])[:2]))
+            error = float(np.linalg.norm((shown.face.points - truth)[:, :2], axis=1).mean()) / eyes_px * 100
+        self.looks.append((now_s, shown.showing, error, age_s, shown.delay_ms))
 
 
 async def _receive(options: argparse.Namespace) -> None:
     transport = Transport(receive_only=not options.both_ways)
-    jitter = Jitter()
-    arrivals: list[tuple[int, float]] = []
-    message_s: list[float] = []
-
-    def came(packet: bytes) -> None:
-        now_s = time.monotonic()
-        for at in range(0, len(packet) - FRAME_BYTES + 1, FRAME_BYTES):
-            (number,) = _HEAD.unpack_from(packet, at)
-            arrivals.append((number, now_s))
-            time_s = number / FPS
-            jitter.put(Coded(number % SEQUENCE_WRAP, time_s % TIME_WRAP_S, performance(time_s), True), now_s)
-
-    transport.on_face = came
-    transport.on_message = lambda kind, payload: message_s.append(time.monotonic())
+    viewer = _Viewer(options)
+    heard_ages_ms: list[float] = []
+    transport.on_face, transport.on_message = viewer.came, viewer.message
     begun_s = time.monotonic()
     _say(sdp=await transport.offer())
     await transport.accept((await _read_line())["sdp"])
     await transport.connected()
-    heard = asyncio.create_task(_listen(transport))
-    looks = []
-    settled_s = None
+    heard = asyncio.create_task(_listen(transport, Clock(options.drift_ppm), heard_ages_ms))
+    reported_s = time.monotonic()
     while transport.state not in ("closed", "failed"):
         await asyncio.sleep(1 / LOOK_FPS)
-        now_s = time.monotonic()
-        shown = jitter.at(now_s)
-        if isinstance(shown.face, Face):
-            settled_s = settled_s or now_s
-        if settled_s is None or now_s - settled_s < 3:
-            continue
-        error, age_s = None, None
-        if isinstance(shown.face, Face):
-            sender_s = jitter.sender_s(now_s)
-            assert sender_s is not None
-            true_s = sender_s + TIME_WRAP_S * round((now_s - sender_s) / TIME_WRAP_S)
-            truth = performance(true_s).points
-            eyes_px = float(np.linalg.norm(truth[33] - truth[263]))
-            error = float(np.linalg.norm(shown.face.points - truth, axis=1)[:468].mean()) / eyes_px * 100
-            age_s = now_s - true_s
-        looks.append((now_s, shown.showing, error, age_s))
+        viewer.look()
+        if options.report_s and time.monotonic() - reported_s >= options.report_s:
+            reported_s = time.monotonic()
+            _say(**_footprint(), **_seen(viewer.looks, viewer.ways_ms, heard_ages_ms), undecodable=viewer.undecodable)
+            for told in (viewer.looks, viewer.ways_ms, heard_ages_ms):
+                told.clear()
     heard.cancel()
-    counts = jitter.counts
+    counts = viewer.jitter.counts
     # A sender that hangs up on a bad line may not be heard: what comes after its last packet is no part of the call.
-    looks = [look for look in looks if arrivals and look[0] <= arrivals[-1][1]]
     _say(
-        looks=looks,
-        ways_ms=[(now_s - number / FPS) * 1e3 for number, now_s in arrivals[FPS:]],
-        first_face_s=settled_s - begun_s if settled_s is not None else None,
-        message_s=message_s[0] - begun_s if message_s else None,
+        **_seen([look for look in viewer.looks if look[0] <= viewer.last_s], viewer.ways_ms[FPS:], heard_ages_ms),
+        undecodable=viewer.undecodable,
+        first_face_s=round(viewer.settled_s - begun_s, 2) if viewer.settled_s is not None else None,
+        message_s=round(viewer.message_s - begun_s, 2) if viewer.message_s is not None else None,
         missing=counts.missing,
         late=counts.late,
-        voice_ages_ms=heard_ages,
+        restarts=counts.restarts,
         voice_lost=transport.voice_received.lost if transport.voice_received else None,
-        stats=transport.stats(),
     )
     await transport.close()
 
 
-heard_ages: list[float] = []
+def _seen(looks: list[Look], ways_ms: list[float], heard_ages_ms: list[float]) -> dict[str, Any]:
+    """A stretch of looking in a few numbers."""
+
+    def spread(values: list[float]) -> list[float] | None:
+        return [round(float(np.percentile(values, share)), 1) for share in (50, 95, 99)] if values else None
+
+    errors = [one[2] for one in looks if one[2] is not None]
+    stall_ms, began_s = 0.0, None
+    for now_s, showing, *_ in looks:
+        if showing == "live":
+            began_s = None
+        else:
+            began_s = began_s if began_s is not None else now_s
+            stall_ms = max(stall_ms, (now_s - began_s) * 1e3)
+    return {
+        "way_ms_p50_p95_p99": spread(ways_ms),
+        "way_ms_least": round(min(ways_ms), 1) if ways_ms else None,
+        "age_ms_p50_p95_p99": spread([one[3] * 1e3 for one in looks if one[3] is not None]),
+        "delay_ms": round(float(np.mean([one[4] for one in looks])), 1) if looks else None,
+        "voice_ms_p50_p95_p99": spread(heard_ages_ms),
+        "error_percent_of_eye_distance": round(float(np.mean(errors)), 3) if errors else None,
+        "error_p95": round(float(np.percentile(errors, 95)), 3) if errors else None,
+        "live_share": round(sum(one[1] == "live" for one in looks) / max(len(looks), 1), 4),
+        "longest_stall_ms": round(stall_ms),
+    }
 
 
-async def _listen(transport: Transport) -> None:
+async def _listen(transport: Transport, clock: Clock, ages_ms: list[float]) -> None:
     """How old sound is when it can be played: its last sample's age, milliseconds."""
     while transport.voice_received is None:
         await asyncio.sleep(0.1)
@@ -209,8 +313,8 @@ async def _listen(transport: Transport) -> None:
         except MediaStreamError:
             return
         if transport.voice_received.clock_known and frame.pts is not None:
-            ticks = (int(time.monotonic() * CLOCK_HZ) - frame.pts - frame.samples) % 2**32
-            heard_ages.append(ticks / CLOCK_HZ * 1e3)
+            ticks = (int(clock.now_s() * CLOCK_HZ) - frame.pts - frame.samples) % 2**32
+            ages_ms.append(ticks / CLOCK_HZ * 1e3)
 
 
 # --- the bench -------------------------------------------------------------------------------------------------
@@ -276,46 +380,25 @@ def _call(
         for peer in (sending, receiving):
             peer.kill()
             peer.communicate()
-    return {"route": route, **_summary(counted, spent_s, sent["stats"], seen)}
+    return {"route": route, **_summary(counted, spent_s, sent, seen)}
 
 
 def _summary(
-    counted: list[dict[str, Any]], spent_s: float, stats: dict[str, Any], seen: dict[str, Any]
+    counted: list[dict[str, Any]], spent_s: float, sent: dict[str, Any], seen: dict[str, Any]
 ) -> dict[str, Any]:
+    stats = sent["stats"]
+
     def kbps(way: dict[str, Any]) -> dict[str, float]:
         kinds = {kind: round(both["bytes"] * 8e-3 / spent_s, 2) for kind, both in way["kinds"].items()}
         return {"all": round(way["bytes"] * 8e-3 / spent_s, 2), **kinds}
 
-    def spread(values: list[float]) -> list[float] | None:
-        return [round(float(np.percentile(values, share)), 1) for share in (50, 95, 99)] if values else None
-
-    looks = seen["looks"]
     voice_s = stats["voice"]["out_packets"] * stats["packet_ms"] / 1e3
-    ages_ms = [one[3] * 1e3 for one in looks if one[3] is not None]
-    errors = [one[2] for one in looks if one[2] is not None]
-    stall_ms, began_s = 0.0, None
-    for now_s, showing, _, _ in looks:
-        if showing == "live":
-            began_s = None
-        else:
-            began_s = began_s if began_s is not None else now_s
-            stall_ms = max(stall_ms, (now_s - began_s) * 1e3)
     return {
         "out_kbps": kbps(counted[0]),
         "back_kbps": kbps(counted[1]),
-        "way_ms_p50_p95_p99": spread(seen["ways_ms"]),
-        "age_ms_p50_p95_p99": spread(ages_ms),
-        "voice_ms_p50_p95_p99": spread(seen["voice_ages_ms"]),
-        "voice_lost": seen["voice_lost"],
-        "error_percent_of_eye_distance": round(float(np.mean(errors)), 3) if errors else None,
-        "error_p95": round(float(np.percentile(errors, 95)), 3) if errors else None,
-        "live_share": round(sum(one[1] == "live" for one in looks) / max(len(looks), 1), 4),
-        "longest_stall_ms": round(stall_ms),
-        "first_face_s": seen["first_face_s"] and round(seen["first_face_s"], 2),
-        "message_s": seen["message_s"],
-        "missing": seen["missing"],
-        "late": seen["late"],
+        **seen,
         "voice_payload_kbps": round(stats["voice"]["out_bytes"] * 8e-3 / voice_s, 2) if voice_s else None,
+        "face_payload_kbps": round(stats["face"]["out_bytes"] * 8e-3 / sent["spent_s"], 2),
         "rtt_ms": stats["rtt_ms"],
         "loss": stats["loss"],
         "stale": stats["dropped"]["stale"],
@@ -340,7 +423,7 @@ COSTS: dict[str, list[str]] = {
 
 
 def run(folder: Path, seconds: float) -> dict[str, Any]:
-    told: dict[str, Any] = {"frame_bytes": FRAME_BYTES, "fps": FPS, "seconds": seconds, "cores": os.cpu_count()}
+    told: dict[str, Any] = {"quality": DEFAULT, "fps": FPS, "seconds": seconds, "cores": os.cpu_count()}
     with LinkProcess(delay_ms=10) as link:
         told["costs, 20 ms round trip"] = costs = {}
         for name, words in COSTS.items():
@@ -368,9 +451,77 @@ def run(folder: Path, seconds: float) -> dict[str, Any]:
             thin[name] = call(link, 1.5 * seconds, *words)
             _print(f"thin: {name}", thin[name])
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "link.json").write_text(json.dumps(told, indent=1, allow_nan=False) + "\n")
+    _write(told, folder / "link.json")
     _picture(told, folder / "link.png")
     return told
+
+
+def soak(folder: Path, minutes: float) -> dict[str, Any]:
+    """One call for so long, on a line that loses `SOAK_LOSS`. The file is there from the start, and grows."""
+    told: dict[str, Any] = {"loss": SOAK_LOSS, "drift_ppm": SOAK_DRIFT_PPM, "fps": FPS, "rows": []}
+    folder.mkdir(parents=True, exist_ok=True)
+    both = ["--drift-ppm", str(SOAK_DRIFT_PPM), "--report-s", str(SOAK_REPORT_S)]
+    with LinkProcess(delay_ms=10, loss=SOAK_LOSS) as link:
+        receiving = _peer(link.names[1], "receive", both)
+        sending = _peer(link.names[0], "send", ["--route", "audio", "--voice", "--seconds", str(minutes * 60), *both])
+        try:
+            _tell(sending, _told(receiving))
+            _tell(receiving, _told(sending))
+            told["began_s"] = _told(sending)["connected_s"]
+            while "spent_s" not in (sent := _told(sending)):
+                seen = _told(receiving)
+                out, back = link.count()
+                row = {"minute": round((seen["at_s"] - told["began_s"]) / 60, 2), "sender": sent, "receiver": seen}
+                told["rows"].append({**row, "out_bytes": out["bytes"], "back_bytes": back["bytes"]})
+                _write(told, folder / "soak.json")
+            told["sent"] = sent["stats"]
+            while "first_face_s" not in (seen := _told(receiving)):
+                pass
+            told["received"] = seen
+        except EndedEarlyError:
+            told["broke_off"] = True
+        finally:
+            for peer in (sending, receiving):
+                peer.kill()
+                peer.communicate()
+    told["summary"] = _soaked(told["rows"])
+    _write(told, folder / "soak.json")
+    print(json.dumps(told["summary"], indent=1))
+    return told
+
+
+def _soaked(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The first fifth beside the last, after a minute of settling; and the growth (least squares)."""
+    rows = [row for row in rows if row["minute"] >= 1 and row["receiver"]["age_ms_p50_p95_p99"]]
+    if len(rows) < 10:
+        return {"minutes": rows[-1]["minute"] if rows else 0.0}
+    minutes = np.array([row["minute"] for row in rows])
+    series = {
+        "sender_mb": [row["sender"]["rss_mb"] for row in rows],
+        "receiver_mb": [row["receiver"]["rss_mb"] for row in rows],
+        "age_p50_ms": [row["receiver"]["age_ms_p50_p95_p99"][0] for row in rows],
+        "age_p95_ms": [row["receiver"]["age_ms_p50_p95_p99"][1] for row in rows],
+        "delay_ms": [row["receiver"]["delay_ms"] for row in rows],
+        "way_least_ms": [row["receiver"]["way_ms_least"] for row in rows],
+        "error_percent": [row["receiver"]["error_percent_of_eye_distance"] for row in rows],
+        "files": [row["sender"]["files"] + row["receiver"]["files"] for row in rows],
+        "tasks": [row["sender"]["tasks"] + row["receiver"]["tasks"] for row in rows],
+    }
+    share = max(len(rows) // 5, 1)
+    told: dict[str, Any] = {"minutes": rows[-1]["minute"], "undecodable": rows[-1]["receiver"]["undecodable"]}
+    told["longest_stall_ms"] = max(row["receiver"]["longest_stall_ms"] for row in rows)
+    told["live_share"] = round(float(np.mean([row["receiver"]["live_share"] for row in rows])), 4)
+    for name, values in series.items():
+        told[name] = {
+            "first": round(float(np.mean(values[:share])), 3),
+            "last": round(float(np.mean(values[-share:])), 3),
+            "per_hour": round(float(np.polyfit(minutes, values, 1)[0]) * 60, 3),
+        }
+    return told
+
+
+def _write(told: dict[str, Any], path: Path) -> None:
+    path.write_text(json.dumps(told, indent=1, allow_nan=False) + "\n")
 
 
 def _print(name: str, one: dict[str, Any]) -> None:
@@ -427,6 +578,10 @@ def main() -> None:
     parser.add_argument("role", nargs="?", choices=("send", "receive"), help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, default=Path("bench"))
     parser.add_argument("--seconds", type=float, default=12.0, help="how long each call is counted")
+    parser.add_argument("--soak", type=float, metavar="MINUTES", help="one call for so long instead")
+    parser.add_argument("--quality", type=int, choices=range(QUALITIES), default=DEFAULT, help=argparse.SUPPRESS)
+    parser.add_argument("--drift-ppm", type=float, default=0.0, help=argparse.SUPPRESS)
+    parser.add_argument("--report-s", type=float, default=0.0, help=argparse.SUPPRESS)
     parser.add_argument("--route", choices=get_args(Route), default="auto", help=argparse.SUPPRESS)
     parser.add_argument("--voice", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--faceless", action="store_true", help=argparse.SUPPRESS)
@@ -441,6 +596,8 @@ def main() -> None:
             asyncio.run(_send(options))
         elif options.role == "receive":
             asyncio.run(_receive(options))
+        elif options.soak is not None:
+            soak(options.out, options.soak)
         else:
             run(options.out, options.seconds)
     except (ValueError, TransportError) as error:
