@@ -35,6 +35,7 @@ MAX_FRAMES = 128
 STRANGE_S = 1.0
 """A frame so far from where the clocks say it belongs is another clock's."""
 FADE_S = 0.06
+_LEAST_EVERY_S = 0.05
 STRANGE_FRAMES = 3
 """So many of them in a row, and that clock is the one from now on."""
 
@@ -294,7 +295,8 @@ class Jitter:
         follows clocks that drift; what frames take longer than that is what the delay must cover."""
         while self._least and self._least[-1][1] >= way_s:
             self._least.pop()
-        self._least.append((now_s, way_s))
+        if not self._least or now_s - self._least[-1][0] >= _LEAST_EVERY_S:  # so that a flood fills no memory
+            self._least.append((now_s, way_s))
         while self._least[0][0] < now_s - 10.0:
             self._least.popleft()
         if self._base_s is None:
