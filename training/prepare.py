@@ -39,14 +39,16 @@ from typing import TYPE_CHECKING, Any
 import av
 import cv2
 import numpy as np
+from av import AudioResampler
 from av.error import FFmpegError
 from av.video.frame import VideoFrame
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from engine.frames import Face, Frame, Image, Points
 from engine.upright import upright
 from training.photos import HEAD_CENTRE, HEAD_SHARE, VIDEO_SUFFIXES, PhotoError, is_head_crop, load_photo
-from training.shards import ShardWriter
+from training.shards import SOUND_HZ, ShardWriter
 
 if TYPE_CHECKING:
     from engine.tracker import Tracker
@@ -79,6 +81,8 @@ class Job:
     min_frames: int
     pictures: tuple[Path, ...] = ()
     """Pictures instead of a video; `video` is then the first."""
+    sound: bool = False
+    """Keep the sound, where there is one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,6 +222,37 @@ def _decode(path: Path) -> Generator[tuple[VideoFrame, float]]:
                 yield picture, aspect
     except (FFmpegError, OSError) as error:
         raise UnusableError("broken", f"it cannot be decoded ({error.strerror or error})") from error
+
+
+def read_sound(path: Path) -> tuple[NDArray[np.int16], float] | None:
+    """The sound `[n]`, mono at `SOUND_HZ`, and the second of the video at which it begins; None where there is none.
+
+    Raises `UnusableError` when it cannot be decoded.
+    """
+    parts: list[NDArray[np.int16]] = []
+    from_s = 0.0
+    try:
+        with av.open(str(path), metadata_errors="replace") as container:
+            if not container.streams.audio:
+                return None
+            resampler = AudioResampler(format="s16", layout="mono", rate=SOUND_HZ)
+            for frame in container.decode(container.streams.audio[0]):
+                if not parts:
+                    from_s = float(frame.time or 0.0)
+                parts += [np.asarray(one.to_ndarray(), np.int16).reshape(-1) for one in resampler.resample(frame)]
+            parts += [np.asarray(one.to_ndarray(), np.int16).reshape(-1) for one in resampler.resample(None)]
+    except (FFmpegError, OSError) as error:
+        raise UnusableError("broken", f"its sound cannot be decoded ({error.strerror or error})") from error
+    return (np.concatenate(parts), from_s) if parts else None
+
+
+def sound_of(shot: list[Sighting], sound: tuple[NDArray[np.int16], float]) -> tuple[NDArray[np.int16], float]:
+    """The part of a video's sound that a shot needs: half a second more at either end, as far as there is any."""
+    samples, from_s = sound
+    first, last = ((one.time_s - from_s) * SOUND_HZ for one in (shot[0], shot[-1]))
+    start = min(max(round(first - SOUND_HZ / 2), 0), len(samples))
+    end = max(round(last + SOUND_HZ / 2), start)
+    return samples[start:end], from_s + start / SOUND_HZ
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -393,7 +428,14 @@ def prepare_video(job: Job, networks: Networks) -> tuple[int, int]:
     """
     shots = _shots_of(job, networks)
     wanted = {one.number: (shot, one) for shot, (_, sightings) in enumerate(shots) for one in sightings}
+    sound = read_sound(job.video) if job.sound else None
     writers: list[ShardWriter] = []
+
+    def close(writer: ShardWriter, sightings: list[Sighting]) -> None:
+        if sound is not None:
+            writer.add_sound(*sound_of(sightings, sound))
+        writer.close()
+
     with ExitStack() as stack, closing(_decode(job.video)) as pictures:
         for number, (picture, aspect) in enumerate(pictures):
             if number not in wanted:
@@ -402,7 +444,7 @@ def prepare_video(job: Job, networks: Networks) -> tuple[int, int]:
             square = shots[shot][0]
             if shot == len(writers):  # shots follow one another: one file is open at a time
                 for writer in writers[-1:]:
-                    writer.close()
+                    close(writer, shots[shot - 1][1])
                 about = {**job.about, "shot": shot, **asdict(square)}
                 writers.append(stack.enter_context(ShardWriter(shard_of(job.shard, shot), about)))
             rgb = _shown(picture, aspect, job)
@@ -410,7 +452,7 @@ def prepare_video(job: Job, networks: Networks) -> tuple[int, int]:
                 rgb = square.cut(rgb, job.size_px)
             matte = networks.matter.matte(rgb)
             writers[shot].add(number, rgb, square.place(one.points, job.size_px), matte, one.time_s, one.visibility)
-        writers[-1].close()
+        close(writers[-1], shots[-1][1])
         for writer in reversed(writers):
             writer.finish()
     return len(writers), sum(writer.kept for writer in writers)
@@ -582,11 +624,11 @@ def plan(options: argparse.Namespace) -> tuple[list[Job], list[Outcome], int]:
             finished += 1
         else:
             limits = options.every, options.size_px, options.min_frames
-            jobs.append(Job(video.path, shard, about, video.cut, *limits, video.pictures))
+            jobs.append(Job(video.path, shard, about, video.cut, *limits, video.pictures, options.sound))
     return jobs, failed, finished
 
 
-_FIXED = ("every", "size_px", "min_frames", "test_share")
+_FIXED = ("every", "size_px", "min_frames", "test_share", "sound")
 
 
 def _keep_to(options: argparse.Namespace) -> None:
@@ -594,7 +636,7 @@ def _keep_to(options: argparse.Namespace) -> None:
     path = options.out / "options.json"
     chosen = {name: getattr(options, name) for name in _FIXED}
     if path.exists():
-        before = json.loads(path.read_text(encoding="utf-8"))
+        before = {"sound": False} | json.loads(path.read_text(encoding="utf-8"))
         for name, value in chosen.items():
             if before.get(name, value) != value:
                 flag = "--" + name.replace("_", "-")
@@ -648,6 +690,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--size-px", type=int, default=256)
     parser.add_argument("--min-frames", type=int, default=4, help="a shot with fewer frames to keep is left out")
     parser.add_argument("--limit", type=int, help="only the first so many videos of SOURCE")
+    parser.add_argument("--sound", action="store_true", help="keep the sound too; with --every 1 the shards serve "
+                        "python -m training.factors")  # fmt: skip
     parser.add_argument("--test-share", type=float, default=0.1, help="of the people, where SOURCE gives no split")
     parser.add_argument("--licence", default="unstated", help="recorded in every shard; a licence.txt beside or above "
                         "the clip, or the index, knows better")  # fmt: skip

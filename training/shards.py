@@ -7,10 +7,12 @@ The format, version 1, is WebDataset's: files that share a basename are one samp
     00042.png    its matte, 8 bit, 0 is background
     00042.json   {"time_s": seconds into the video, "visibility": 0..1}
     ...
-    clip.json    the last: version, person, split, source, licence, frames, and where the clip was cut from
+    sound.wav    where wanted (`training.prepare --sound`): the clip's sound, mono, 16 bit, 16 kHz
+    clip.json    the last: version, person, split, source, licence, frames, where the clip was cut from, and where
+                 there is a sound `sound_from_s`: seconds into the video at which it begins
 
-Old shards lack `00042.json` and the version, and are read all the same. Nothing in a shard depends on when, where or
-beside what it was made.
+Old shards lack `00042.json` and the version, and are read all the same; who wants no sound passes it by. Nothing in a
+shard depends on when, where or beside what it was made.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+import wave
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +35,7 @@ from engine.frames import Image, Points
 
 VERSION = 1
 MATTE_PX = 128
+SOUND_HZ = 16_000
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -85,6 +89,17 @@ class ShardWriter:
         self._add(f"{stem}.png", cv2.imencode(".png", small)[1].tobytes())
         self._add(f"{stem}.json", json.dumps(seen).encode())
         self.kept += 1
+
+    def add_sound(self, samples: NDArray[np.int16], from_s: float) -> None:
+        """`[n]` at `SOUND_HZ`, beginning `from_s` into the video; once, after the frames."""
+        written = io.BytesIO()
+        with wave.open(written, "wb") as sound:
+            sound.setnchannels(1)
+            sound.setsampwidth(2)
+            sound.setframerate(SOUND_HZ)
+            sound.writeframes(samples.astype("<i2").tobytes())
+        self._add("sound.wav", written.getvalue())
+        self.about = {**self.about, "sound_from_s": round(from_s, 4)}
 
     def close(self) -> None:
         """The last file of the shard; it still has to be named by `finish`."""
