@@ -1,8 +1,9 @@
-"""What an avatar does that its photos do not show: `python -m training.showcase plugin/assets/demo/* --out docs`.
+"""What an avatar does that its photos do not show: `python -m training.showcase plugin/assets/demo/*/ --out docs`.
 
-People who do not exist (folders of photos in the order of `training.invent.STATES`) are enrolled from photos with open eyes, shut lips and a straight head, and driven by photos
-of theirs that were kept back: a blink, teeth, an open mouth; and by their own face turned by 30 degrees. The picture
-`unaided.png` puts what was drawn beside the photo kept back.
+People who do not exist (folders of photos in the order of `training.invent.STATES`) are enrolled from photos with open
+eyes, shut lips and a straight head, and driven by photos of theirs that were kept back: a blink, teeth, an open mouth;
+and by their own face turned by 30 degrees. `unaided.jpg` puts what was drawn beside the true photo. In the last row of
+each person all eight photos were enrolled.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ def _cell(rgb: Image, title: str, size_px: int) -> Image:
 
 
 def unaided(people: Sequence[Path], base: Base, config: Config, cell_px: int = 200) -> Image:
-    """A row for three plain photos, one for a single photo, of each folder."""
+    """A row for a single photo, one for three plain ones, one for eight, of each folder."""
     rows = []
     with Tracker(video=False) as tracker:
         for folder in people:
@@ -78,12 +79,12 @@ def unaided(people: Sequence[Path], base: Base, config: Config, cell_px: int = 2
             front = tracked(load_photo(photos[PLAIN[0]]), tracker)
             targets = [tracked(rgb, tracker) for rgb in kept.values()]
             targets += [turned(front, -TURN_DEG), turned(front, TURN_DEG)]
-            for chosen in (PLAIN, PLAIN[:1]):
+            for chosen in (PLAIN[:1], PLAIN, range(8)):
                 pictures = drawn_from([photos[index] for index in chosen], targets, base, config)
-                count = f"{len(chosen)} plain photo" + "s" * (len(chosen) > 1)
+                count = {1: "1 plain photo", 3: "3 plain photos"}.get(len(chosen), f"{len(chosen)} photos")
                 cells = [_cell(load_photo(photos[PLAIN[0]]), count, cell_px)]
                 for (name, truth), picture in zip(kept.items(), pictures, strict=False):
-                    cells += [_cell(picture, name, cell_px), _cell(truth, "photo kept back", cell_px)]
+                    cells += [_cell(picture, name, cell_px), _cell(truth, "the true photo", cell_px)]
                 for picture, side in zip(pictures[len(kept) :], ("left", "right"), strict=True):
                     cells.append(_cell(picture, f"{TURN_DEG:.0f} degrees {side}", cell_px))
                 rows.append(np.hstack(cells))
@@ -99,7 +100,7 @@ def main(arguments: list[str] | None = None) -> None:
     config = load(None)
     config = replace(config, render=replace(config.render, size_px=512, motion="absolute"))
     picture = unaided([folder for folder in options.people if folder.is_dir()], open_base(), config)
-    cv2.imwrite(str(options.out / "unaided.png"), picture[..., ::-1])
+    cv2.imwrite(str(options.out / "unaided.jpg"), picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 88])
 
 
 if __name__ == "__main__":

@@ -98,7 +98,7 @@ run() {
   timeout "$limit_s" qemu-system-x86_64 -nodefaults -no-user-config -display none -no-reboot \
     -machine q35 -accel "$accelerator" -cpu "$cpu" -smp "$VM_CPUS" -m "$VM_MEM" \
     -kernel "$VM_CACHE/vmlinuz" -initrd "$scratch/i.img" \
-    -append "console=ttyS0 quiet loglevel=3 panic=-1 mitigations=off tsc=reliable random.trust_cpu=on" \
+    -append "console=ttyS0 quiet loglevel=3 panic=-1 mitigations=off tsc=unstable clocksource=acpi_pm nowatchdog no_timer_check random.trust_cpu=on" \
     -serial "file:$VM_OUT/console.log" -serial stdio -device virtio-rng-pci \
     -virtfs local,path=/,mount_tag=host,security_model=none,readonly=on,multidevs=remap \
     -virtfs local,path="$VM_OUT",mount_tag=out,security_model=none,multidevs=remap </dev/null || true
