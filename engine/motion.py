@@ -92,6 +92,11 @@ class NeutralFinder:
         self._goal = self._shown = to_head(face)
         self._pinned = True
 
+    def lead(self, face: Face) -> None:
+        """As `pin`, but reached as smoothly as a better one that was found: somebody else found it (the sender)."""
+        self._goal = to_head(face)
+        self._pinned = True
+
     def prime(self, faces: list[Face]) -> None:
         """Start from the best of these instead of from the first face that comes."""
         if faces and not self._pinned:

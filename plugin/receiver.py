@@ -466,6 +466,7 @@ class Receiver:
         try:
             if kind == "face/header":
                 self._decoder.feed_header(payload)
+                self._lead()
             elif kind == "avatar/offer":
                 want, avatar = self._incoming.offered(payload)
                 self._start(transport.send_message("avatar/want", want))
@@ -486,6 +487,14 @@ class Receiver:
             log.info("%s", error)
         except AvatarTransferError as error:
             self._refuse(transport, error)
+
+    def _lead(self) -> None:
+        """Both ends take the neutral face that the sender found."""
+        from engine.renderer import Renderer
+
+        renderer, neutral = self.screen.renderer, self._decoder.neutral
+        if isinstance(renderer, Renderer) and neutral is not None:
+            renderer.retarget.finder.lead(neutral)
 
     def _refuse(self, transport: Transport, error: AvatarTransferError) -> None:
         self._say(str(error))
@@ -508,6 +517,7 @@ class Receiver:
             self._say(f"the sender's avatar cannot be drawn: {error}")
             return
         self.screen.wear(renderer)
+        self._lead()
         self._say(f"the sender's avatar is here ({how})")
 
     def _made(self, avatar: Avatar) -> Draws:

@@ -219,6 +219,20 @@ def test_a_pinned_neutral_stays(make_face: MakeFace) -> None:
         assert np.array_equal(finder.look(make_face(time_s=frame / 10)).shape, to_head(pinned).shape)
 
 
+def test_a_neutral_found_elsewhere_is_reached_smoothly_and_kept(make_face: MakeFace) -> None:
+    finder = NeutralFinder(ease_s=0.5)
+    finder.look(make_face(mouth_open_cm=1, time_s=0))
+    goal = make_face(mouth_open_cm=0.3)
+    finder.lead(goal)
+    gaps = []
+    for frame in range(1, 30):
+        shown = finder.look(make_face(time_s=frame / 20)).shape
+        gaps.append(float(np.abs(shown - to_head(goal).shape).max()))
+    assert gaps[0] > 0.3, "no jump"
+    assert all(later <= earlier for earlier, later in pairwise(gaps))
+    assert gaps[-1] < 0.06 * gaps[0], "though a better neutral face was seen meanwhile"
+
+
 # --- rest ---------------------------------------------------------------------------------------------------
 
 RESTING = np.zeros((478, 3), np.float32)
