@@ -270,7 +270,7 @@ def fine_tune(
 
     What is tuned are the biases of the layers that weigh maps and photos: how far shoulders and background follow the
     head, how much is believed of each photo. So few numbers cannot learn the photos by heart. Every step draws each
-    photo from all the others, and the rate falls to nothing. Kept when the photos held back are drawn better with it,
+    photo from all the others, and the rate falls to nothing. Kept when every photo held back is drawn better with it,
     both in LPIPS and in identity.
     """
     if len(shots) < _LEAST_TO_TUNE or budget_s <= 0:
@@ -317,8 +317,8 @@ def fine_tune(
             optimiser.step()
         step, spent = step + 1, time.monotonic() - began
     after = held_out()
-    now, then = Score.mean(after), Score.mean(before)
-    if not (now.lpips < then.lpips and now.identity > then.identity):
+    pairs = list(zip(after, before, strict=True))
+    if not all(now.lpips < then.lpips and now.identity > then.identity for now, then in pairs):
         person.restore(untuned)
         after = before
     report("fine-tuning", 100, 100)
