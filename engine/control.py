@@ -28,6 +28,13 @@ _LIDS = (
 )
 _UNSURE, _SURE = 0.55, 0.85
 """Visibility at which nothing and all of the driver's motion is believed."""
+_EYEBALL_CM = 1.2
+_NEAR_CM, _FAR_CM = 0.16, 0.36
+"""Irises off the camera by so much, about 8 and 17 degrees: drawn to it in full, and not at all."""
+_STRAIN_CM = 0.45
+"""The furthest that irises are turned against the head for it: 22 degrees."""
+_SHUT, _AWAKE = 0.35, 0.95
+"""Lids open by less than the first share are about to blink; those beyond the second need no help."""
 _TRUST_S = 0.25
 """How slowly that belief changes."""
 
@@ -41,6 +48,10 @@ class Gains:
     gaze: float = 1.0
     steadiness: float = 0.0
     """0: the head moves as the driver's does; 1: it keeps still."""
+    contact: float = 0.0
+    """How far a gaze that is near the camera is drawn towards it; one that is far from it is let go."""
+    wake: float = 0.0
+    """How far lids that hang are lifted; a blink still shuts them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +114,7 @@ class Control:
             return face
         rotation = (_turn(wanted) @ neutral.rotation).astype(np.float32)
         moved = HeadFace(
-            self._shape(now.shape, neutral.shape, trust),
+            self._shape(now.shape, neutral.shape, trust, _to_camera(rotation) - _to_camera(neutral.rotation)),
             rotation,
             (neutral.translation + keep * (now.translation - neutral.translation)).astype(np.float32),
             float(neutral.scale * (now.scale / neutral.scale) ** keep),
@@ -124,7 +135,8 @@ class Control:
         self.trust += share * (goal - self.trust)
         return self.trust
 
-    def _shape(self, now: Floats, neutral: Floats, trust: float) -> Floats:
+    def _shape(self, now: Floats, neutral: Floats, trust: float, camera: Floats) -> Floats:
+        """`camera [2]`: where the irises would look into the camera, from where they stand in the neutral face."""
         gains = self.gains
         shape = neutral + trust * gains.expression * (now - neutral)
         # Lids and irises have gains of their own; a blink is a fact, so it does not shrink with the expression.
@@ -134,6 +146,7 @@ class Control:
                 open_now = float(now[upper, 1] - now[lower, 1])
                 open_neutral = float(neutral[upper, 1] - neutral[lower, 1])
                 wanted = max(open_neutral + trust * gains.blink * (open_now - open_neutral), 0.0)
+                wanted += gains.wake * _droop(wanted, open_neutral)
                 missing = wanted - float(shape[upper, 1] - shape[lower, 1])
                 shape[upper, 1] += 0.8 * missing
                 shape[lower, 1] -= 0.2 * missing
@@ -142,8 +155,33 @@ class Control:
             looks = (now[iris[0]] - middle_now) - (neutral[iris[0]] - middle_neutral)
             ring = neutral[iris] - neutral[iris[0]]
             middle = shape[list(corners)].mean(0)
-            shape[iris] = middle + (neutral[iris[0]] - middle_neutral) + trust * gains.gaze * looks + ring
+            looks = trust * gains.gaze * looks
+            looks[:2] += gains.contact * _drawn(looks[:2], camera)
+            shape[iris] = middle + (neutral[iris[0]] - middle_neutral) + looks + ring
         return shape.astype(np.float32)
+
+
+def _to_camera(rotation: NDArray[np.floating]) -> Floats:
+    """`[2]` centimetres in the head's frame: where the middle of an eye stands that looks into the camera."""
+    return (-_EYEBALL_CM * rotation[2, :2]).astype(np.float32)
+
+
+def _drawn(looks: Floats, camera: Floats) -> Floats:
+    """`[2]`: the way from where the irises look to the camera, as far as it is wanted: continuous, and with limits."""
+    strain = float(np.linalg.norm(camera))
+    goal = camera * min(1.0, _STRAIN_CM / max(strain, 1e-6))
+    off = float(np.linalg.norm(goal - looks))
+    share = min(max((_FAR_CM - off) / (_FAR_CM - _NEAR_CM), 0.0), 1.0)
+    return (0.9 * share * share * (3 - 2 * share) * (goal - looks)).astype(np.float32)
+
+
+def _droop(opened: float, neutral: float) -> float:
+    """How much is missing from lids that hang, eased out towards the blink: continuous."""
+    share = opened / max(neutral, 1e-3)
+    if not _SHUT < share < _AWAKE:
+        return 0.0
+    place = (share - _SHUT) / (_AWAKE - _SHUT)
+    return neutral * (_AWAKE - share) * min(3 * place, 1.0)
 
 
 def _eased(angle: float, least: float, most: float, soft: float = 0.7) -> float:

@@ -139,3 +139,48 @@ def test_neutral_is_found_by_itself_from_what_was_really_seen(make_face: MakeFac
     assert np.allclose(control.neutral.now.rotation, make_face().rotation, atol=0.02)
     asked = control(make_face(time_s=2.0))
     assert np.abs(asked.points - make_face().points).max() < 0.3
+
+
+# --- eye contact, lids that hang ----------------------------------------------------------------------------
+
+
+def looks_px(face: Face, rest: Face) -> float:
+    return float(face.points[468, 0] - rest.points[468, 0])
+
+
+def test_a_gaze_near_the_camera_is_drawn_to_it_and_a_far_one_let_go(make_face: MakeFace) -> None:
+    control, rest = started(make_face, contact=1.0), make_face()
+    asked = [float(px) for px in np.arange(-6, 6.01, 0.1)]
+    shown = [looks_px(control(looking(make_face(time_s=0.1 + k / 30), px)), rest) for k, px in enumerate(asked)]
+    near, far = np.abs(asked) < 1.2, np.abs(asked) > 3.0
+    assert np.abs(np.array(shown)[near]).max() < 0.15, "8 degrees off becomes less than one"
+    assert np.abs(np.array(shown)[near]).max() > 0, "and never stares"
+    assert np.allclose(np.array(shown)[far], np.array(asked)[far], atol=0.05)
+    assert (np.diff(shown) > 0).all(), "no jump and no way back"
+    assert np.abs(np.diff(shown)).max() < 1.0
+
+
+def test_eyes_stay_on_the_camera_when_the_head_turns(make_face: MakeFace) -> None:
+    """A head turned aside whose eyes are in their middle looks past the camera; turned back, they look into it."""
+    control = started(make_face, contact=1.0)
+    turned = make_face(yaw_deg=6.0, time_s=0.1)
+    before, after = to_head(turned).shape, to_head(control(turned)).shape
+    iris_cm = float(after[468, 0] - before[468, 0])
+    depth = np.array([0.0, 0.0, 1.2]) + np.array([iris_cm, 0.0, 0.0])
+    gaze = turned.rotation @ (depth / np.linalg.norm(depth))
+    straight = turned.rotation @ np.array([0.0, 0.0, 1.0])
+    assert abs(gaze[0]) < 0.2 * abs(straight[0])
+    far = to_head(control(make_face(yaw_deg=50.0, time_s=0.2))).shape
+    assert abs(float(far[468, 0] - before[468, 0])) < 0.05, "out of reach, so they go with the head"
+
+
+def test_lids_that_hang_are_lifted_and_blinks_stay(make_face: MakeFace) -> None:
+    control = started(make_face, wake=1.0)
+    wide = lids_cm(make_face())
+    shares = np.arange(0, 1.001, 0.02)
+    shown = [lids_cm(control(blinking(make_face(time_s=0.1 + k / 30), 1 - s))) / wide for k, s in enumerate(shares)]
+    assert shown[0] == pytest.approx(0, abs=0.01)
+    assert shown[int(0.7 / 0.02)] == pytest.approx(0.95, abs=0.03)
+    assert shown[-1] == pytest.approx(1, abs=0.02)
+    assert (np.diff(shown) > -1e-3).all()
+    assert np.abs(np.diff(shown)).max() < 0.1
