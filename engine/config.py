@@ -89,6 +89,8 @@ class Camera:
     blink: Annotated[float, Between(0.0, 1.5)]
     gaze: Annotated[float, Between(0.0, 1.5)]
     steadiness: Annotated[float, Between(0.0, 1.0)]
+    contact: Annotated[float, Between(0.0, 1.0)]
+    wake: Annotated[float, Between(0.0, 1.0)]
     mirror_preview: bool
     mirror_output: bool
 

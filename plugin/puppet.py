@@ -124,6 +124,7 @@ class EnrolledPuppet:
         self._control = Control(TurnLimits.of([one.rotation for one in avatar.photos], neutral.rotation))
         self._renderer.retarget.finder = self._control.neutral
         self._size_px, self._head_room = config.camera.picture_px, config.camera.head_room
+        self._contact, self._wake = config.camera.contact, config.camera.wake
         photos = avatar.photos
         front = front_reference([one.points for one in self._renderer.generator.prepared[: len(photos)]])
         order = [front, *(index for index in range(len(photos)) if index != front)]
@@ -148,7 +149,9 @@ class EnrolledPuppet:
     def draw(self, tracked: Face | NoFace, settings: Settings) -> Image:
         if settings.scenery != self._scenery:
             self._desk = self._make_desk(settings)
-        self._control.gains = Gains(settings.expression, settings.blink, settings.gaze, settings.steadiness)
+        self._control.gains = Gains(
+            settings.expression, settings.blink, settings.gaze, settings.steadiness, self._contact, self._wake
+        )
         asked = self._control(tracked) if isinstance(tracked, Face) else tracked
         points, place = self._follow(self._renderer.landmarks(asked), tracked.time_s)
         rgb, matte = self._renderer.stream.draw(points, tracked.time_s)
