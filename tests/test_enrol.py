@@ -260,7 +260,7 @@ def test_the_held_back_photo_is_never_trained_on(
     held = shots[len(shots) // 2]
     first, *learned = drawn
     assert first[0] is held, "the photo that decides"
-    assert len(learned) == len(shots) - 1, "each of the others once"
+    assert len(learned) == 10
     for target, support in learned:
         assert target is not held
         assert held not in support
@@ -285,7 +285,7 @@ def test_the_better_of_before_and_after_is_kept(
     start = Person(load_generator(tiny_base.weights), shots).tuned()
     person, tuning, _ = tuned_with(shots, tiny_base, monkeypatch, 9)
     assert tuning is not None
-    assert tuning.steps == 9
+    assert tuning.steps == 9, "looked at twice: after eight steps and in the end"
     assert tuning.after.total <= tuning.before.total
     moved = any(not np.array_equal(values, start[name]) for name, values in person.tuned().items())
     assert moved == (tuning.after.total < tuning.before.total)
