@@ -36,6 +36,8 @@ STRANGE_S = 1.0
 """A frame so far from where the clocks say it belongs is another clock's."""
 FADE_S = 0.06
 _LEAST_EVERY_S = 0.05
+_EASE = 3
+"""The way back from what was guessed lasts so many times as long as the guess went; twice that beyond `ahead_s`."""
 STRANGE_FRAMES = 3
 """So many of them in a row, and that clock is the one from now on."""
 
@@ -99,10 +101,12 @@ class _Offset:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Guess:
-    """Motion after the last frame: carried on, dying away with the time constant `FADE_S`, still after `until_s`."""
+    """Motion after the last frame: carried on, after `ahead_s` dying away with the time constant `FADE_S`, still after
+    `until_s`."""
 
     last: HeadFace
     time_s: float
+    ahead_s: float
     until_s: float
     earlier: HeadFace | None = None
     interval_s: float = 1.0
@@ -111,7 +115,8 @@ class _Guess:
         if self.earlier is None:
             return self.last
         gap_s = min(max(at_s - self.time_s, 0.0), self.until_s)
-        further_s = FADE_S * (1 - math.exp(-gap_s / FADE_S))
+        beyond_s = max(gap_s - self.ahead_s, 0.0)
+        further_s = min(gap_s, self.ahead_s) + FADE_S * (1 - math.exp(-beyond_s / FADE_S))
         return between(self.earlier, self.last, 1 + further_s / self.interval_s)
 
 
@@ -123,7 +128,7 @@ class Jitter:
         *,
         start_delay_s: float = 0.1,
         most_delay_s: float = 0.8,
-        ahead_s: float = 0.02,
+        ahead_s: float = 0.03,
         carry_s: float = 0.15,
         hold_s: float = 0.7,
         back_s: float = 0.15,
@@ -225,7 +230,7 @@ class Jitter:
     def _draw(
         self, earlier: _Kept | None, before: _Kept | None, after: _Kept | None, at_s: float, now_s: float
     ) -> Shown:
-        delay_ms = self.delay_s * 1e3
+        delay_ms = max(self.delay_s, 0.0) * 1e3  # below zero for a moment after the line or a clock grew slower
         if before is None:  # the first frame's moment is still to come: somebody who joined sees a face at once
             if after is None:
                 return Shown(None, "waiting", 0.0, delay_ms)
@@ -240,10 +245,10 @@ class Jitter:
         if after is not None and after.head is not None and after.time_s - before.time_s <= self._hold_s:
             head, showing = between(before.head, after.head, gap_s / (after.time_s - before.time_s)), "live"
         elif gap_s <= self._hold_s:
-            guess = _Guess(before.head, before.time_s, self._carry_s)
+            guess = _Guess(before.head, before.time_s, self._ahead_s, self._carry_s)
             if earlier is not None and earlier.head is not None and 0 < before.time_s - earlier.time_s <= 0.2:
                 interval_s = before.time_s - earlier.time_s
-                guess = _Guess(before.head, before.time_s, self._carry_s, earlier.head, interval_s)
+                guess = _Guess(before.head, before.time_s, self._ahead_s, self._carry_s, earlier.head, interval_s)
             head = guess.at(at_s)
             showing = "live" if gap_s <= self._ahead_s + 1e-9 else "carried" if gap_s <= self._carry_s else "held"
         else:
@@ -261,8 +266,9 @@ class Jitter:
             if self._offset is not None:
                 guessed = self._offset.added(guessed, self._offset_left(now_s))
             gap_s = at_s - self._guess.time_s
+            lasts_s = _EASE * (gap_s + max(gap_s - self._ahead_s, 0.0))
             self._offset = _Offset.of(guessed, head)
-            self._offset_since_s, self._offset_lasts_s = now_s, min(self._back_s, max(4 * gap_s, 0.03))
+            self._offset_since_s, self._offset_lasts_s = now_s, min(self._back_s, max(lasts_s, 0.03))
         self._guess = guess
         left = self._offset_left(now_s)
         if self._offset is None or left <= 0:
@@ -370,5 +376,6 @@ def _sound(coded: Coded) -> bool:
         and 1e-6 < face.scale < 1e6
         and np.abs(face.points).max() < 1e6  # false for what is not a number, too
         and np.abs(face.translation).max() < 1e6
+        and np.abs(face.rotation).max() < 2
         and np.abs(face.rotation @ face.rotation.T - np.eye(3)).max() < 0.01
     )

@@ -17,6 +17,7 @@ from engine.frames import Face, NoFace
 from engine.motion import to_head
 from engine.tracker import canonical_face, euler_deg
 from plugin.jitter import MAX_FRAMES, Jitter, Shown, between
+from tests import fuzz_jitter
 from tests.conftest import rotation_from_euler
 
 STEP_S = 0.04
@@ -104,7 +105,7 @@ def test_what_is_shown_is_the_performance_later() -> None:
             sender_s = jitter.sender_s(now_s)
             assert sender_s is not None
             errors.append(yaw_deg(shown) - swing(sender_s - 100 % TIME_WRAP_S))
-    assert np.abs(errors).max() < 1.0  # of 1.3 that the head turns in the 20 ms which may be guessed
+    assert np.abs(errors).max() < 1.0  # of 1.9 that the head turns in the 30 ms which may be guessed
 
 
 def test_an_even_stream_is_shown_almost_at_once() -> None:
@@ -310,3 +311,16 @@ def test_a_flood_takes_no_room() -> None:
         jitter.put(Coded(number % SEQUENCE_WRAP, number * 1e-3 % TIME_WRAP_S, face, True), number * 1e-4)
     assert len(jitter._kept) <= MAX_FRAMES
     assert len(jitter._least) < 2 * MAX_FRAMES
+
+
+def test_a_flood_of_ever_slower_ways_is_not_remembered_packet_by_packet() -> None:
+    jitter = Jitter()
+    for number in range(20_000):
+        now_s = 100 + number * 4e-4
+        jitter.put(coded(number, face_at(0), 100 - number * (STEP_S - 3.9e-4)), now_s)
+    assert len(jitter._least) < 250
+
+
+def test_the_fuzzer_finds_nothing_in_a_few_thousand() -> None:
+    taken, _ = fuzz_jitter.fuzz(3000, seed=3)
+    assert 1000 < taken < 3000
