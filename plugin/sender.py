@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from engine.base import Base
-from engine.codec import MAX_FRAMES, Encoder
+from engine.codec import DEFAULT, MAX_FRAMES, Encoder
 from engine.config import Config
 from engine.frames import Face, Frame, NoFace
 from plugin import signaling
@@ -521,7 +521,8 @@ class _Rate:
     def __init__(self, most_kbps: float) -> None:
         self._most_kbps = most_kbps
         self.voice_kbps = 6.0
-        self.quality = 5
+        self.quality = DEFAULT
+        """Never better: a lively face would take more than 5 kbit/s beside the voice."""
         self._least_rtt_ms = float("inf")
         self._good = 0
 
@@ -541,7 +542,8 @@ class _Rate:
         else:
             self._good += 1
             if self._good % 8 == 0:
-                self.voice_kbps, self.quality = min(self.voice_kbps + 2.0, self._most_kbps), min(self.quality + 1, 5)
+                self.voice_kbps = min(self.voice_kbps + 2.0, self._most_kbps)
+                self.quality = min(self.quality + 1, DEFAULT)
         self.voice_kbps = round(self.voice_kbps)
         return self.voice_kbps
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from engine.codec import DEFAULT
 from engine.config import Config, load
 from engine.frames import Face, Frame, NoFace
 from plugin import sender as sending
@@ -211,7 +212,7 @@ def test_a_slow_or_lossy_line_gets_less_and_a_good_one_more_again() -> None:
     assert rate.voice_kbps == 6 and rate.quality == 2
     for _ in range(200):
         rate.learn(41.0, 0.01)
-    assert rate.voice_kbps == 24 and rate.quality == 5
+    assert rate.voice_kbps == 24 and rate.quality == DEFAULT
     for _ in range(12):
         rate.learn(41.0, 0.3)
     assert rate.voice_kbps == 6
