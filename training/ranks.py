@@ -105,6 +105,32 @@ def summed(value: Tensor, ranks: Ranks) -> Tensor:
     return value
 
 
+class _Together(torch.autograd.Function):
+    """All ranks' rows, in order; each rank's own rows get the gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, ranks: Ranks) -> Tensor:
+        ctx.ranks, ctx.count = ranks, len(rows)
+        everyone = [torch.empty_like(rows) for _ in range(ranks.count)]
+        dist.all_gather(everyone, rows.contiguous())
+        return torch.cat(everyone)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (gradient,) = gradients
+        # Every rank computes the same loss of all the rows, and gradients are averaged: together they are to sum up.
+        return gradient[ctx.ranks.rank * ctx.count :][: ctx.count] * ctx.ranks.count, None
+
+
+def together(rows: Tensor, ranks: Ranks) -> Tensor:
+    """`[n, C]` of each rank -> `[count * n, C]` of all, for a loss that is no mean over rows (a correlation)."""
+    if ranks.count == 1:
+        return rows
+    gathered_rows = _Together.apply(rows, ranks)
+    assert isinstance(gathered_rows, Tensor)
+    return gathered_rows
+
+
 def largest(values: list[float], ranks: Ranks) -> list[float]:
     """The largest of each number over all ranks: how they agree to stop, to save, and on how far a run has come."""
     if ranks.count == 1:
