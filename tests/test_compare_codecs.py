@@ -10,6 +10,7 @@ import pytest
 
 from engine.frames import Face, Image
 from plugin.render import read_faces
+from plugin.routes import SILENCE, Opus, Rider, join, mount
 from training import compare_codecs as compare
 from training.compare_codecs import OURS, VIDEO, Rung, as_faces, as_video, free_run, nearest_rung, needed_kbps
 
@@ -51,6 +52,10 @@ def test_faces_arrive_in_their_places_in_packets_of_sixty_milliseconds() -> None
         assert isinstance(arrived, Face)
         assert arrived.time_s == sent.time_s
         assert float(np.linalg.norm((arrived.points - sent.points)[:, :2], axis=1).mean()) < 2
+    voice = Opus(0x58, (bytes(90),))
+    assert {len(mount(voice, Rider(packet))) - len(join(voice)) - len(packet) for packet in coded.packets} == {4}
+    assert {len(mount(SILENCE, Rider(packet))) - len(packet) for packet in coded.packets} == {7}
+    assert (compare.RIDER_BYTES, compare.CARRIER_BYTES) == (4, 7)
     rates = coded.rates_kbps(2.0)
     assert rates["kbps"] == pytest.approx(sum(map(len, coded.packets)) * 8e-3 / 2)
     assert 0 < rates["beside_voice_kbps"] - rates["kbps"] < 1 < rates["wire_kbps"] - rates["kbps"]

@@ -7,7 +7,7 @@ rate is constant, one key frame. Video gets a ladder of rates; on the low rungs 
 a second, as a call would turn to. All pictures are compared with the frames of the clip at 256 px.
 
 Bits are those of payload, in brackets with headers: of IP, UDP and SRTP (50 bytes a packet) for video in packets of
-1200 bytes; for the face as packets of its own and as riders of a voice (`plugin.routes`). The avatar, sent once, is
+1200 bytes; for the face as packets of its own and as riders of a voice (plugin/routes.py). The avatar, sent once, is
 told apart. "Needs" is the rate at which a ladder crosses our value, between rungs on a logarithmic axis. Written are
 `compare.json`, `compare.md`, `compare.png` (the curve) and `pictures/`, which show whoever is in the clips.
 `--demo AVATAR` compares on the demo's own performance drawn by an avatar, and writes one picture: nobody real is in it.
@@ -40,9 +40,7 @@ from engine.codec import DEFAULT, Decoder, Encoder
 from engine.config import Config
 from engine.frames import Face, Frame, Image, NoFace
 from engine.renderer import Renderer
-from engine.tracker import Tracker
-from plugin.render import read_faces
-from plugin.routes import SILENCE, Opus, Rider, join, mount
+from engine.tracker import Tracker, canonical_face, fit_pose
 from training.enrol import MAX_PHOTOS, build
 from training.evaluate import drivable, frame_times, means, photo_pools, read_frames, read_index, take_photos
 from training.identity import SFace
@@ -57,6 +55,8 @@ PACKET_S = 0.06
 HEADER_BYTES = 20 + 8 + 12 + 10
 """IPv4, UDP, RTP, and the tag of SRTP."""
 MTU_BYTES = 1200
+RIDER_BYTES, CARRIER_BYTES = 4, 7
+"""What a face packet costs in the padding of a voice's Opus packet, and in one of two bytes of silence."""
 SETTLING_FRAMES = 10
 OURS = "Understudy"
 MEASURES = {
@@ -168,10 +168,8 @@ class Coded:
         def rate(count: int) -> float:
             return count * 8e-3 / seconds
 
-        payload = sum(map(len, self.packets))
-        voice = Opus(0x58, (bytes(90),))
-        riding = sum(len(mount(voice, Rider(packet))) - len(join(voice)) for packet in self.packets)
-        alone = sum(len(mount(SILENCE, Rider(packet))) + HEADER_BYTES for packet in self.packets)
+        payload, count = sum(map(len, self.packets)), len(self.packets)
+        riding, alone = payload + RIDER_BYTES * count, payload + (CARRIER_BYTES + HEADER_BYTES) * count
         return {"kbps": rate(payload), "beside_voice_kbps": rate(riding), "wire_kbps": rate(alone)}
 
 
@@ -495,8 +493,13 @@ def captioned(picture: Image, text: str) -> Image:
 def demo_picture(path: Path, base: Base, config: Config, out: Path, seconds: float) -> None:
     """The demo's performance drawn by an avatar is the clip; it is sent as faces and as video."""
     avatar = avatars.load(path, base.sha256)
-    faces = [replace(face, time_s=1.0 + number / FPS) for number, face in enumerate(read_faces(TALKING)[0])]
-    faces = faces[: round(seconds * FPS)]
+    with np.load(TALKING, allow_pickle=False) as stored:
+        points, (width, height) = stored["points"].astype(np.float32), stored["size_px"].tolist()
+    canonical = canonical_face()
+    faces = [
+        Face(one, *fit_pose(one, canonical), 1.0, (width, height), 1.0 + number / FPS)
+        for number, one in enumerate(points[: round(seconds * FPS)])
+    ]
     # Relative motion: the performance is another person's.
     relative = replace(config, render=replace(config.render, motion="relative"))
 
