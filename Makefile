@@ -37,9 +37,10 @@ bench-camera: $(STAMP)
 bench-link: $(STAMP)
 	$(VENV)/bin/python -m plugin.bench_link
 
-# make fuzz COUNT=10000000: that many damaged packets into the decoder
+# make fuzz COUNT=10000000: that many damaged packets into the decoder, and frames into the jitter buffer
 fuzz: $(STAMP)
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m tests.fuzz_codec $(or $(COUNT),1000000)
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m tests.fuzz_jitter $(or $(COUNT),1000000)
 
 clean:
 	rm -rf $(VENV) .ruff_cache .pytest_cache .hypothesis demo bench
