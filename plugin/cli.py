@@ -34,10 +34,12 @@ def _parser() -> argparse.ArgumentParser:
     enrol.add_argument("--contact", type=Path, help="where the contact sheet goes (default: beside the avatar)")
     enrol.add_argument("--tune-s", type=float, help="seconds of fine-tuning, 0 = none")
 
-    render = commands.add_parser("render", help="drive an avatar by a clip and write the result")
+    render = commands.add_parser("render", help="drive an avatar by a clip, or each factor by its own, and write it")
     render.add_argument("--avatar", required=True, help="name or file")
-    render.add_argument("--drive", required=True, type=Path, help="a video, or landmarks recorded from one (.npz)")
-    render.add_argument("--out", required=True, type=Path, help="an .mp4 to write")
+    render.add_argument("--drive", type=Path, help="a video, or landmarks recorded from one (.npz)")
+    render.add_argument(
+        "--out", type=Path, default=Path("understudy.mp4"), help="an .mp4 to write (default: %(default)s)"
+    )
     render.add_argument("--size", type=int, choices=(256, 512, 720), dest="size_px")
     render.add_argument("--background", help="photo, blur, color, image, a colour like #3c4148, or a picture file")
     render.add_argument("--motion", choices=("relative", "absolute"))
@@ -47,6 +49,18 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SECONDS",
         help="where in the clip the driver looks neutral (default: found)",
     )
+    factors = render.add_argument_group("factors, each from its own source; --drive has those that are not named")
+    factors.add_argument(
+        "--lips", metavar="FILE", help="a voice (.wav, .mp3 ...), a clip, landmarks (.npz, .face), or still"
+    )
+    factors.add_argument("--pose", metavar="FILE", help="a clip, landmarks, still, or YAW[,PITCH[,ROLL]] in degrees")
+    factors.add_argument(
+        "--eyes",
+        metavar="FILE",
+        help="a clip, landmarks, still, or OPEN[,ASIDE[,UP]]: 0 shut to 1.5 wide, then degrees",
+    )
+    factors.add_argument("--expression", metavar="FILE", help="a clip, landmarks, or still")
+    factors.add_argument("--loop", action="store_true", help="a source that is too short begins again")
 
     send = commands.add_parser("send", help="let somebody see your avatar, over a link that needs next to nothing")
     send.add_argument(
@@ -232,8 +246,20 @@ def _render(options: argparse.Namespace) -> None:
     from engine import avatar as avatars
     from engine.base import open_base
     from engine.config import load
+    from plugin.mix import Wanted, render_mixed
     from plugin.render import render, with_options
 
+    wanted = Wanted(options.lips, options.pose, options.eyes, options.expression, options.loop)
+    if not (wanted.any or options.drive):
+        raise ValueError(
+            "nothing drives the avatar: name a clip with --drive, or with --lips, --pose, --eyes, --expression"
+        )
+    if wanted.any and options.neutral is not None:
+        raise ValueError("--neutral is for one driver: leave it out where factors have sources of their own")
+    if wanted.loop and not wanted.any:
+        raise ValueError(
+            "--loop is for factors with sources of their own: name one with --lips, --pose, --eyes or --expression"
+        )
     config = with_options(
         load(options.config),
         size_px=options.size_px,
@@ -248,11 +274,14 @@ def _render(options: argparse.Namespace) -> None:
     avatar = avatars.load(avatars.find(options.avatar), base.sha256)
     bar = _Bar()
     try:
-        done = render(avatar, base, config, options.drive, options.out, bar, options.neutral)
+        if wanted.any or options.drive is None:
+            done = render_mixed(avatar, base, config, wanted, options.drive, options.out, bar)
+        else:
+            done = render(avatar, base, config, options.drive, options.out, bar, options.neutral)
     finally:
         bar.close()
     print(f"{done.backend}; {done.frames} frames in {done.seconds:.1f} s, the first after {done.first_frame_s:.2f} s")
-    for line in done.meter.lines():
+    for line in (*done.sources, *done.meter.lines()):
         print(line)
     for note in done.notes:
         print(f"note: {note}")

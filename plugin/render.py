@@ -42,6 +42,8 @@ class Rendered:
     backend: str
     meter: Meter
     notes: list[str] = field(default_factory=list)
+    sources: list[str] = field(default_factory=list)
+    """One line for each factor, where each has its own (`plugin.mix`)."""
 
 
 def read_faces(path: Path) -> tuple[list[Face], float]:
