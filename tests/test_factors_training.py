@@ -22,8 +22,11 @@ from torch import Tensor, nn
 
 from engine import geometry
 from engine.frames import Face, Image, Points
+from tests.clips import demo_photo, write_clip
 from tests.conftest import landmarks, photo
+from training import prepare
 from training import ranks as across
+from training.episodes import load_shards
 from training.factors import __main__ as command
 from training.factors import losses
 from training.factors.audio import COLUMNS, HOP, MEL_BANDS, Waveform, heard, mel
@@ -58,6 +61,7 @@ from training.factors.stages import (
     make_state,
 )
 from training.networks.content import PIXELS, Content
+from training.prepare import Sighting, sound_of
 from training.ranks import Ranks
 from training.shards import SOUND_HZ, ShardWriter
 
@@ -648,6 +652,41 @@ def test_shards_of_every_fifth_frame_or_another_split_are_not_taken(shards: Path
     (tmp_path / "bad.tar").write_bytes(b"nothing")
     with pytest.raises(ValueError, match="is damaged"):
         find_clips(tmp_path, "train")
+
+
+def test_prepare_keeps_the_sound_in_step(tmp_path: Path) -> None:
+    """A tone that swells to its loudest after 0.25 s and is gone after 0.5 s, beside a head."""
+    source = tmp_path / "heads"
+    source.mkdir()
+    small = np.asarray(cv2.resize(demo_photo("jun"), (128, 128), interpolation=cv2.INTER_AREA), np.uint8)
+    for name, audio in (("loud", True), ("silent", False)):
+        write_clip(source / f"{name}.mp4", [small] * 26, audio=audio)
+    rows = [f"{name}.mp4\t{name}\ttrain" for name in ("loud", "silent")]
+    (source / "index.tsv").write_text("\n".join(["clip\tperson\tsplit", *rows]))
+    asked = [str(source), "--out", str(tmp_path / "out"), "--every", "1", "--size-px", "128", "--workers", "1"]
+    prepare.main([*asked, "--sound"])
+    found = find_clips(tmp_path / "out", "train")
+    assert not found["silent"][0].sounded
+    clip = found["loud"][0].open()
+    assert clip.sound is not None
+    loud = [float(np.abs(clip.sound.samples(at_s - 0.02, SOUND_HZ // 25)).mean()) for at_s in (0.25, 0.5, 0.75)]
+    assert min(loud[0], loud[2]) > 8 * loud[1]
+    assert sorted(load_shards(tmp_path / "out", "train")) == ["loud", "silent"]  # who wants no sound reads on
+    with pytest.raises(SystemExit, match="was begun with --sound True, not False"):
+        prepare.main(asked)
+
+
+def test_a_shots_sound_reaches_half_a_second_further() -> None:
+    def seen(time_s: float) -> Sighting:
+        return Sighting(0, time_s, np.zeros((478, 3), np.float32), 1.0)
+
+    samples = np.arange(10 * SOUND_HZ).astype(np.int16)
+    cut, from_s = sound_of([seen(3.0), seen(4.0)], (samples, 1.0))
+    assert (from_s, len(cut)) == (2.5, 2 * SOUND_HZ)
+    assert np.array_equal(cut, samples[3 * SOUND_HZ // 2 :][: len(cut)])
+    cut, from_s = sound_of([seen(0.2), seen(11.0)], (samples, 0.0))  # as far as there is any
+    assert (from_s, len(cut)) == (0.0, 10 * SOUND_HZ)
+    assert len(sound_of([seen(20.0)], (samples, 0.0))[0]) == 0
 
 
 def arguments(shards: Path, stage: str, runs: Path, *more: str) -> list[str]:
