@@ -16,7 +16,7 @@ import bisect
 import math
 from collections import deque
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeGuard
 
 import cv2
 import numpy as np
@@ -36,6 +36,9 @@ STRANGE_S = 1.0
 """A frame so far from where the clocks say it belongs is another clock's."""
 FADE_S = 0.06
 _LEAST_EVERY_S = 0.05
+_MOST_STEPS = 4
+"""Motion is carried on by so many of the last steps, however short they were."""
+_MOST_LOG_SCALE = 0.5
 _EASE = 3
 """The way back from what was guessed lasts so many times as long as the guess went; twice that beyond `ahead_s`."""
 STRANGE_FRAMES = 3
@@ -117,7 +120,7 @@ class _Guess:
         gap_s = min(max(at_s - self.time_s, 0.0), self.until_s)
         beyond_s = max(gap_s - self.ahead_s, 0.0)
         further_s = min(gap_s, self.ahead_s) + FADE_S * (1 - math.exp(-beyond_s / FADE_S))
-        return between(self.earlier, self.last, 1 + further_s / self.interval_s)
+        return between(self.earlier, self.last, 1 + min(further_s / self.interval_s, _MOST_STEPS))
 
 
 class Jitter:
@@ -246,7 +249,7 @@ class Jitter:
             head, showing = between(before.head, after.head, gap_s / (after.time_s - before.time_s)), "live"
         elif gap_s <= self._hold_s:
             guess = _Guess(before.head, before.time_s, self._ahead_s, self._carry_s)
-            if earlier is not None and earlier.head is not None and 0 < before.time_s - earlier.time_s <= 0.2:
+            if earlier is not None and _moves(earlier.head, before.head, before.time_s - earlier.time_s):
                 interval_s = before.time_s - earlier.time_s
                 guess = _Guess(before.head, before.time_s, self._ahead_s, self._carry_s, earlier.head, interval_s)
             head = guess.at(at_s)
@@ -267,7 +270,7 @@ class Jitter:
                 guessed = self._offset.added(guessed, self._offset_left(now_s))
             gap_s = at_s - self._guess.time_s
             lasts_s = _EASE * (gap_s + max(gap_s - self._ahead_s, 0.0))
-            self._offset = _Offset.of(guessed, head)
+            self._offset = _Offset.of(guessed, head) if _alike(guessed, head) else None
             self._offset_since_s, self._offset_lasts_s = now_s, min(self._back_s, max(lasts_s, 0.03))
         self._guess = guess
         left = self._offset_left(now_s)
@@ -345,6 +348,15 @@ class Jitter:
             self._newest_sequence = number
         elif number < self._newest_sequence and self.counts.missing:
             self.counts.missing -= 1
+
+
+def _alike(one: HeadFace, other: HeadFace) -> bool:
+    """Whether they may be the same head a moment later; otherwise there is no motion between them."""
+    return abs(math.log(one.scale / other.scale)) < _MOST_LOG_SCALE
+
+
+def _moves(earlier: HeadFace | None, last: HeadFace, interval_s: float) -> TypeGuard[HeadFace]:
+    return earlier is not None and 0 < interval_s <= 0.2 and _alike(earlier, last)
 
 
 def between(first: HeadFace, second: HeadFace, share: float) -> HeadFace:

@@ -324,3 +324,15 @@ def test_a_flood_of_ever_slower_ways_is_not_remembered_packet_by_packet() -> Non
 def test_the_fuzzer_finds_nothing_in_a_few_thousand() -> None:
     taken, _ = fuzz_jitter.fuzz(3000, seed=3)
     assert 1000 < taken < 3000
+
+
+def test_a_face_of_another_size_two_milliseconds_later_is_no_motion() -> None:
+    jitter = Jitter()
+    for number in range(20):
+        jitter.put(coded(number, face_at(0, scale=8)), 5 + number * STEP_S)
+    last_s = 100 + 19 * STEP_S
+    jitter.put(Coded(20, (last_s + 0.002) % TIME_WRAP_S, face_at(0, scale=1000), True), 5 + 19 * STEP_S + 0.002)
+    for tick in range(40):
+        shown = jitter.at(5 + 19 * STEP_S + tick * 0.01)
+        if isinstance(shown.face, Face):
+            assert 7 < shown.face.scale < 1001 and np.isfinite(shown.face.points).all()
