@@ -1,0 +1,57 @@
+"""What is measured of lips that follow a voice, and the network one step at a time."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from engine.voice_lips import BANDS, HEARD_HOPS, STEP_HOPS
+from training.lips import ROWS, LipNet, LipStep, best_offset, correlation, pearson, retrieval, windowed
+
+
+def wander(steps: int, seed: int) -> np.ndarray:
+    """A curve that goes up and down at no fixed rate."""
+    noise = np.random.default_rng(seed).normal(size=steps + 20)
+    return np.convolve(noise, np.hanning(9), "same")[10:-10].astype(np.float32)
+
+
+def test_the_network_in_steps_is_the_network_of_the_whole() -> None:
+    torch.manual_seed(0)
+    network = LipNet().eval()
+    scale, offset = torch.rand(1 + ROWS) + 0.5, torch.randn(1 + ROWS)
+    step = LipStep(network, scale, offset)
+    heard = windowed(torch.randn(1, 20, STEP_HOPS, BANDS))
+    assert heard.shape == (1, 20, HEARD_HOPS, BANDS)
+    with torch.no_grad():
+        whole = network(heard)[0] * scale + offset
+        memory, pieces = torch.zeros(1, 128), []
+        for k in range(20):
+            codes, memory = step(heard[:, k], memory)
+            pieces.append(codes[0])
+    assert torch.allclose(whole, torch.stack(pieces), atol=1e-5)
+
+
+def test_an_offset_is_found_with_its_sign() -> None:
+    real = wander(200, 1)
+    assert best_offset(real, real) == 0
+    assert best_offset(np.roll(real, 3), real) == 3, "late"
+    assert best_offset(np.roll(real, -2), real) == -2, "early"
+
+
+def test_retrieval_of_the_truth_and_of_noise() -> None:
+    real = np.stack([wander(500, k) for k in range(3)], 1)
+    found, tried = retrieval(real, real)
+    assert (found, tried > 10) == (tried, True)
+    found, tried = retrieval(np.stack([wander(500, k + 9) for k in range(3)], 1), real)
+    assert found < 0.3 * tried
+    assert retrieval(real[:100], real[:100]) == (0, 0), "too short to choose among fifty"
+
+
+def test_correlation_looks_only_where_a_face_was_seen() -> None:
+    one = torch.from_numpy(wander(60, 1))[None, :, None]
+    other = one.clone() * 3 + 1
+    other[:, 30:] = torch.randn(1, 30, 1)
+    seen = torch.arange(60)[None] < 30
+    assert float(correlation(one, other, seen)) > 0.99
+    assert float(correlation(one, other, torch.ones_like(seen))) < 0.9
+    assert pearson(np.ones(5, np.float32), np.arange(5, dtype=np.float32)) == 0
