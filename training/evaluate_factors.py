@@ -92,8 +92,8 @@ def columns(rows: Sequence[dict[str, float] | None]) -> dict[str, Array]:
 class Stage:
     """One avatar, and the tracker that looks at it."""
 
-    def __init__(self, name: str, tracker: Tracker) -> None:
-        base, config = open_base(), configs.load()
+    def __init__(self, name: str, config: configs.Config, tracker: Tracker) -> None:
+        base = open_base()
         self._avatar = avatars.load(avatars.find(name), base.sha256)
         self._config = replace(config, render=replace(config.render, size_px=256, background="photo"))
         self._base, self._tracker = base, tracker
@@ -191,13 +191,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/factors"))
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    config = configs.load().tracker
-    tracker = Tracker.from_config(config)
+    config = configs.load()
+    tracker = Tracker.from_config(config.tracker)
     people: list[list[Face]] = []
     for person, clips in sorted(read_index(options.heads, "test").items()):
         kept = options.tracks / "test" / f"{person}_{clips[0].stem}_{options.frames}.npz"
         if not kept.exists():
-            save_track(kept, track(clips[0], tracker, config, options.frames))
+            save_track(kept, track(clips[0], tracker, config.tracker, options.frames))
         faces = [face for face in load_track(kept) if isinstance(face, Face)]
         if len(faces) == options.frames:
             people.append(faces)
@@ -205,7 +205,7 @@ def main(arguments: list[str] | None = None) -> None:
             break
     told = []
     for name in options.avatar:
-        stage = Stage(name, tracker)
+        stage = Stage(name, config, tracker)
         for number in range(min(options.pairs, len(people) - 1)):
             told.append(compare(stage, people[number], people[number + 1]))
             logger.info("%s, pair %d: %s", name, number, json.dumps(told[-1]))
