@@ -81,7 +81,7 @@ def test_the_expressions_are_really_there(photos: list[Reference], tracker: Trac
 
 def test_who_lends_has_a_skin_like_the_borrower_s(photos: list[Reference], monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[float] = []
-    real = borrowed._mouth  # pyright: ignore[reportPrivateUsage]
+    real = borrowed._mouth
 
     def watched(plain: Reference, donor: borrowed.Donor) -> Reference:
         asked.append(float(donor.tone[0]))
