@@ -211,7 +211,7 @@ def print_enrolment(result: object) -> None:
         distance = f"LPIPS {checks['lpips_before']} -> {checks['lpips_after']}"
         likeness = f"identity {checks['identity_before']} -> {checks['identity_after']}"
         print(f"fine-tuned in {checks['steps']} steps; photos held back: {distance}, {likeness}")
-    elif len(result.avatar.references) < 3:
+    elif len(result.avatar.photos) < 3:
         print("not fine-tuned: that takes three photos or more")
     else:
         print("not fine-tuned: enrol.tune_s is 0")

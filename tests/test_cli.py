@@ -329,7 +329,7 @@ def test_bad_configurations(capfd: Captured, avatar_file: Path, clip: Path) -> N
     )
     assert "my.toml is not a TOML file" in with_config("[render\nsize_px = 256")
     assert "must be one of 256, 512, 720" in with_config("[render]\nsize_px = 300")
-    assert "device = 'cuda'" in with_config('[engine]\ndevice = "cuda"')
+    assert 'device = "cuda"' in with_config('[engine]\ndevice = "cuda"')
     assert not Path("new.mp4").exists()
     assert "nowhere.toml" in refused(capfd, "--config", "nowhere.toml", "enrol", "x.jpg", "--name", "me")
 
