@@ -176,7 +176,7 @@ class Live:
         self._drawn: Image | None = None
         self._passed: Frame | None = None
         self._flipped: Image = np.empty_like(self._card)
-        self._sent_s = self._sink_due_s = self._load_due_s = float("-inf")
+        self._sent_s = self._taken_s = self._sink_due_s = self._load_due_s = float("-inf")
         self._ended = False
         names = ("camera", "tracker", "generator")
         bodies = (self._run_camera, self._run_tracker, self._run_generator)
@@ -408,12 +408,14 @@ class Live:
     def _next_face(self) -> _Seen | None:
         """The newest face, not sooner than the sink wants a picture; None when it wants one and there is none."""
         step_s = 1 / self._sink.fps
-        early_s = self._sent_s + 0.8 * step_s - self._clock()
+        # From one beginning to the next: what drawing takes is not waited for a second time.
+        early_s = self._taken_s + 0.8 * step_s - self._clock()
         if early_s > 0:
             self._stopping.wait(min(early_s, step_s))
         still = self._private or self._puppet is None or self._held
         patience_s = (1 / _CARD_FPS if still else 1.5 * step_s) - (self._clock() - self._sent_s)
         seen = self._faces.take(min(max(patience_s, 1e-3), _WAKE_S))
+        self._taken_s = self._clock()
         if seen is not None:
             self._seen = seen
             self._face_now = isinstance(seen.face, Face)
