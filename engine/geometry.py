@@ -14,6 +14,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.frames import POINT_COUNT
+
 Floats = NDArray[np.float32]
 
 GRID_PX = 64
@@ -66,8 +68,8 @@ ZONES = ["rest", "eyes", "mouth"]
 
 _LOWER_ONLY = sorted(set(LIPS_OUTER[11:] + LIPS_INNER[11:] + EYE_RIGHT[9:] + EYE_LEFT[9:] + [18, 200, 199, 175]))
 _UPPER_ONLY = sorted(set(LIPS_OUTER[1:10] + LIPS_INNER[1:10] + EYE_RIGHT[1:8] + EYE_LEFT[1:8] + [164, 2]))
-UPPER_MESH = np.array([index for index in range(468) if index not in _LOWER_ONLY])
-LOWER_MESH = np.array([index for index in range(468) if index not in _UPPER_ONLY])
+UPPER_MESH = np.array([index for index in range(POINT_COUNT) if index not in _LOWER_ONLY])
+LOWER_MESH = np.array([index for index in range(POINT_COUNT) if index not in _UPPER_ONLY])
 EYES_ZONE = BROW_RIGHT + BROW_LEFT + [226, 31, 230, 231, 232, 446, 261, 450, 451, 452, 168, 6]
 MOUTH_ZONE = [2, 98, 327, 206, 426, 216, 436, 212, 432, 214, 434, 135, 364, 169, 394, 170, 395, 175, 171, 396]
 
@@ -189,11 +191,11 @@ def mesh_flows(target: Floats, references: Floats, head: Floats) -> Floats:
     The upper set leaves out the lower lip and lids and the other way round: where lips or lids touch, the two differ.
     """
     count = len(references)
-    places = (target[:468, :2] + 1.0) * (GRID_PX / 2) - 0.5
+    places = (target[:, :2] + 1.0) * (GRID_PX / 2) - 0.5
     corner = np.floor(places).astype(np.int64)
     fraction = (places - corner).astype(np.float32)
-    left = references[:, :468, :2] - (target[:468, :2] @ np.swapaxes(head[:, :, :2], 1, 2) + head[:, None, :, 2])
-    carried = np.concatenate([left.transpose(0, 2, 1).reshape(-1, 468), np.ones((1, 468), np.float32)])
+    left = references[..., :2] - (target[:, :2] @ np.swapaxes(head[:, :, :2], 1, 2) + head[:, None, :, 2])
+    carried = np.concatenate([left.transpose(0, 2, 1).reshape(-1, len(target)), np.ones((1, len(target)), np.float32)])
     cells, weights = [], []
     for dx in (0, 1):
         for dy in (0, 1):

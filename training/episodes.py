@@ -33,7 +33,7 @@ from training.shards import NewerShardError, read_shard
 
 logger = logging.getLogger(__name__)
 
-UNAIDED = 0.35
+UNAIDED = 0.2
 """Share of episodes without a reference that has the target's eyes, or mouth: a blink from open eyes, teeth from shut
 lips. Some of them have few references, too."""
 
