@@ -5,6 +5,7 @@ from __future__ import annotations
 from fractions import Fraction
 
 import numpy as np
+from av.sidedata.sidedata import SideDataContainer
 from av.video.frame import VideoFrame
 from av.video.reformatter import Colorspace
 
@@ -36,7 +37,8 @@ def upright(picture: VideoFrame, aspect: Fraction | float | None) -> Image:
 
 def _display_axes(picture: VideoFrame) -> tuple[tuple[int, int], tuple[int, int]]:
     """Where the stored x axis and y axis point on the screen, as signs, from the display matrix."""
-    matrix = picture.side_data.get("DISPLAYMATRIX")
+    # Not `picture.side_data`: the picture keeps that and is kept by it, a cycle that frees megabytes late.
+    matrix = SideDataContainer(picture).get("DISPLAYMATRIX")  # pyright: ignore[reportCallIssue] - the stub has no init
     if matrix is None:
         return (1, 0), (0, 1)
     a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5].astype(float)

@@ -1,3 +1,4 @@
+import gc
 import struct
 from fractions import Fraction
 from itertools import pairwise
@@ -8,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 from av.audio.frame import AudioFrame
+from av.container import InputContainer
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
@@ -329,6 +331,22 @@ def test_clip_plays_as_a_camera_over_and_over(tmp_path: Path) -> None:
     times = [camera.read().time_s for _ in range(10)]
     camera.close()
     assert all(0.039 < later - earlier < 0.041 for earlier, later in pairwise(times)), "also where it starts again"
+
+
+def test_a_clip_played_over_and_over_keeps_no_picture(tmp_path: Path) -> None:
+    now = iter(range(50, 10_000))
+    camera = ClipCamera(write_gradient_clip(tmp_path / "clip.mp4", count=4), lambda: float(next(now)))
+    gc.collect()
+    gc.disable()  # what only the collector frees stays long: a picture is large, but one object
+    try:
+        camera.open()
+        for _ in range(20):
+            camera.read()
+        camera.close()
+        kept = [one for one in gc.get_objects() if type(one) in (VideoFrame, InputContainer)]
+    finally:
+        gc.enable()
+    assert kept == []
 
 
 def test_clip_goes_on_after_sleep_instead_of_racing(tmp_path: Path) -> None:
