@@ -22,12 +22,13 @@ from engine.base import Base
 from engine.config import Config, load
 from engine.frames import Face, Frame, Image, Points
 from engine.renderer import Renderer
-from training import evaluate, tables
-from training.evaluate import APART_S, MEASURED, STRETCH, Made, Options
+from training import evaluate, protocol, tables
+from training.evaluate import Made, Options
 from training.measures import Floats, Judge, kernel_distance
 from training.networks.content import PIXELS
 from training.paper import PRESETS, Recipe, make_state, save_checkpoint
 from training.photos import CheckedPhoto
+from training.protocol import APART_S, MEASURED, STRETCH
 from training.tables import NEAREST, OWN, TRUTH, TUNED, UNTUNED, WHOLE_HEAD, Person, Result, Which
 
 FPS = 25.0
@@ -50,10 +51,10 @@ def stamps(*counts: int) -> list[Floats]:
 )
 def test_no_driving_frame_is_near_a_photo_of_its_clip(counts: list[int], shares: list[float], frames: int) -> None:
     times = stamps(*counts)
-    pools = evaluate.photo_pools(times)
+    pools = protocol.photo_pools(times)
     offered = [(clip, int(number)) for clip, pool in enumerate(pools) for number in pool]
     taken = [offered[int(share * (len(offered) - 1))] for share in shares]
-    chosen = evaluate.stretches(evaluate.drivable(times, taken), frames)
+    chosen = protocol.stretches(protocol.drivable(times, taken), frames)
     assert len(chosen) == len(set(chosen)) <= -(-frames // len(MEASURED))
     for clip, start in chosen:
         assert start + STRETCH <= counts[clip]
@@ -65,31 +66,31 @@ def test_no_driving_frame_is_near_a_photo_of_its_clip(counts: list[int], shares:
 
 def test_a_single_clip_gives_both_photos_and_driving_frames() -> None:
     times = stamps(500)
-    (pool,) = evaluate.photo_pools(times)
+    (pool,) = protocol.photo_pools(times)
     assert 190 <= len(pool) <= 200
-    free = evaluate.drivable(times, [(0, int(number)) for number in pool])
-    assert len(evaluate.stretches(free, 1000)) == 8
+    free = protocol.drivable(times, [(0, int(number)) for number in pool])
+    assert len(protocol.stretches(free, 1000)) == 8
 
 
 def test_short_clips_take_turns() -> None:
-    pools = evaluate.photo_pools(stamps(75, 75, 75))
+    pools = protocol.photo_pools(stamps(75, 75, 75))
     assert [len(pool) for pool in pools] == [75, 0, 75]
-    free = evaluate.drivable(stamps(75, 75, 75), [(0, 10), (2, 40)])
-    assert evaluate.stretches(free, 100) == [(1, 0), (1, 30)]
+    free = protocol.drivable(stamps(75, 75, 75), [(0, 10), (2, 40)])
+    assert protocol.stretches(free, 100) == [(1, 0), (1, 30)]
 
 
 def test_stretches_spread_over_what_there_is() -> None:
     free = [np.ones(300, bool), np.ones(29, bool), np.ones(300, bool)]
-    assert evaluate.stretches(free, 2 * len(MEASURED)) == [(0, 150), (2, 150)]
-    assert evaluate.stretches([np.zeros(100, bool)], 5) == []
+    assert protocol.stretches(free, 2 * len(MEASURED)) == [(0, 150), (2, 150)]
+    assert protocol.stretches([np.zeros(100, bool)], 5) == []
 
 
 def test_index_gives_the_split_longest_clip_first(tmp_path: Path) -> None:
     rows = ["clip\tperson\tsplit\tframes", "a.mp4\tp1\ttest\t50", "b.mp4\tp1\ttest\t300", "c.mp4\tp2\ttrain\t300"]
     (tmp_path / "index.tsv").write_text("\n".join(rows) + "\n")
-    assert evaluate.read_index(tmp_path, "test") == {"p1": [tmp_path / "b.mp4", tmp_path / "a.mp4"]}
+    assert protocol.read_index(tmp_path, "test") == {"p1": [tmp_path / "b.mp4", tmp_path / "a.mp4"]}
     with pytest.raises(ValueError, match="nobody in the split 'val'"):
-        evaluate.read_index(tmp_path, "val")
+        protocol.read_index(tmp_path, "val")
 
 
 def write_clip(path: Path, pictures: Sequence[Image]) -> None:
@@ -105,9 +106,9 @@ def write_clip(path: Path, pictures: Sequence[Image]) -> None:
 def test_frames_are_read_by_number(tmp_path: Path) -> None:
     levels = [20, 60, 100, 140, 180, 220]
     write_clip(tmp_path / "clip.mp4", [np.full((64, 64, 3), level, np.uint8) for level in levels])
-    times = evaluate.frame_times(tmp_path / "clip.mp4")
+    times = protocol.frame_times(tmp_path / "clip.mp4")
     np.testing.assert_allclose(np.diff(times), 1 / FPS, atol=1e-3)
-    found = evaluate.read_frames(tmp_path / "clip.mp4", [1, 4])
+    found = protocol.read_frames(tmp_path / "clip.mp4", [1, 4])
     assert sorted(found) == [1, 4]
     for number, frame in found.items():
         assert frame.rgb.shape == (256, 256, 3)
@@ -171,11 +172,11 @@ def test_relative_motion_is_the_one_of_a_call(
 
 def test_the_order_goes_round_and_nobody_drives_themselves() -> None:
     order = ["c", "a", "b", "d"]
-    assert evaluate.drivers("b", order, 2) == ["d", "c"]
-    assert evaluate.drivers("d", order, 9) == ["c", "a", "b"]
-    assert evaluate.drivers("a", order, 0) == []
-    assert evaluate.drivers("a", ["a"], 1) == []
-    assert sorted(evaluate.drivers(one, order, 1)[0] for one in order) == sorted(order)  # each drives once
+    assert protocol.drivers("b", order, 2) == ["d", "c"]
+    assert protocol.drivers("d", order, 9) == ["c", "a", "b"]
+    assert protocol.drivers("a", order, 0) == []
+    assert protocol.drivers("a", ["a"], 1) == []
+    assert sorted(protocol.drivers(one, order, 1)[0] for one in order) == sorted(order)  # each drives once
 
 
 def test_understudy_is_made_twice_through_its_file(

@@ -38,7 +38,7 @@ from engine.codec import (
 from engine.frames import POINT_COUNT, Face, Frame, NoFace
 from engine.motion import HeadFace, neutrality, to_head
 from engine.tracker import Smoother, Tracker
-from training.evaluate import read_index
+from training.protocol import read_index
 
 logger = logging.getLogger(__name__)
 

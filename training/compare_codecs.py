@@ -42,9 +42,10 @@ from engine.frames import Face, Frame, Image, NoFace
 from engine.renderer import Renderer
 from engine.tracker import Tracker, canonical_face, fit_pose
 from training.enrol import MAX_PHOTOS, build
-from training.evaluate import drivable, frame_times, means, photo_pools, read_frames, read_index, take_photos
+from training.evaluate import means
 from training.identity import SFace
 from training.measures import Judge
+from training.protocol import drivable, frame_times, photo_pools, read_frames, read_index, take_photos
 from training.tables import interval
 
 logger = logging.getLogger(__name__)

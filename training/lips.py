@@ -39,7 +39,7 @@ from engine.voice_lips import (
     read_voice,
 )
 from training.basis import importance, load_track, save_track, track
-from training.evaluate import read_index
+from training.protocol import read_index
 
 logger = logging.getLogger(__name__)
 
