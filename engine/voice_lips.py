@@ -1,7 +1,8 @@
 """Sound -> lips: a voice becomes the `lips` of `engine.factors`, on the CPU, 80 to 120 ms behind what is said.
 
-`LogMel` makes of 16 kHz sound what the network hears, `VoiceLips` runs it (`training.lips` trains it) and `read_voice`
-reads a file. What comes in pieces gives what the whole would give at once.
+`LogMel` makes of 16 kHz sound what the network hears, `VoiceCodes` runs it (`training.lips` trains it), `CodedLips`
+puts what it says onto a face, `VoiceLips` does both, and `read_voice` reads a file. What comes in pieces gives what the
+whole would give at once.
 """
 
 from __future__ import annotations
@@ -82,24 +83,23 @@ def shipped_network() -> Path:
         return path
 
 
-class VoiceLips:
-    """A voice in pieces -> lips on the canvas. Not thread-safe."""
+class VoiceCodes:
+    """A voice in pieces -> codes of the lips, the same for every face. Not thread-safe."""
 
-    def __init__(self, canvas: HeadFace, network: Path | None = None) -> None:
+    def __init__(self, network: Path | None = None) -> None:
         """Raises `ValueError` when the network cannot be read."""
         self._network = OpenVino(network or shipped_network(), device="CPU", precision="f32", threads=1)
-        self._anatomy = shipped_anatomy()
-        self._canvas = canvas
-        self._rest = still(canvas)
-        self._rest_opening = opening_of(canvas.shape)
         self._mel = LogMel()
         self._heard = np.full((HEARD_HOPS, BANDS), (np.log(_FAINTEST) - _LEVEL_FLOOR) / _SPREAD, np.float32)
         self._waiting = np.zeros((0, BANDS), np.float32)
         self._memory = np.zeros(self._network.inputs["memory"], np.float32)
         self._steps = 0
 
-    def feed(self, samples: Floats) -> Iterator[tuple[float, Factors]]:
-        """16 kHz, `[n]` in -1..1 -> (seconds since the first sample, lips), one for each 40 ms that are complete."""
+    def feed(self, samples: Floats) -> Iterator[tuple[float, Floats]]:
+        """16 kHz, `[n]` in -1..1 -> (seconds since the first sample, codes), one for each 40 ms that are complete.
+
+        Codes `[1 + R]`: how much further than at rest the mouth is open (centimetres), and weights of `Anatomy.rows`.
+        """
         self._waiting = np.concatenate([self._waiting, self._mel.feed(samples)])
         while len(self._waiting) >= STEP_HOPS:
             self._heard = np.concatenate([self._heard[STEP_HOPS:], self._waiting[:STEP_HOPS]])
@@ -107,14 +107,38 @@ class VoiceLips:
             drawn = self._network.run({"heard": self._heard[None], "memory": self._memory})
             self._memory = drawn["remembered"].astype(np.float32)
             self._steps += 1
-            yield self._steps * STEP_HOPS * HOP / RATE_HZ - DELAY_S, self.lips(drawn["codes"][0].astype(np.float32))
+            yield self._steps * STEP_HOPS * HOP / RATE_HZ - DELAY_S, drawn["codes"][0].astype(np.float32)
 
-    def lips(self, codes: Floats) -> Factors:
-        """How much further than at rest the mouth is open (centimetres), and the weights of `Anatomy.rows`."""
+
+class CodedLips:
+    """Codes of the lips -> lips on the canvas."""
+
+    def __init__(self, canvas: HeadFace) -> None:
+        self._anatomy = shipped_anatomy()
+        self._canvas = canvas
+        self._rest = still(canvas)
+        self._rest_opening = opening_of(canvas.shape)
+
+    def __call__(self, codes: Floats) -> Factors:
+        """Of codes as `VoiceCodes` gives them; lips that would cross touch."""
         open_cm = max(float(codes[0]), -self._rest_opening)
         moved = open_cm * self._anatomy.opening + np.tensordot(codes[1:], self._anatomy.rows, 1)
         gaps = np.maximum(gaps_of(self._canvas.shape + moved), 0)
         return Factors(self._rest.pose, self._rest.eyes, moved.astype(np.float32), gaps, self._rest.expression)
+
+
+class VoiceLips:
+    """A voice in pieces -> lips on the canvas. Not thread-safe."""
+
+    def __init__(self, canvas: HeadFace, network: Path | None = None) -> None:
+        """Raises `ValueError` when the network cannot be read."""
+        self._codes = VoiceCodes(network)
+        self.lips = CodedLips(canvas)
+
+    def feed(self, samples: Floats) -> Iterator[tuple[float, Factors]]:
+        """16 kHz, `[n]` in -1..1 -> (seconds since the first sample, lips), one for each 40 ms that are complete."""
+        for time_s, codes in self._codes.feed(samples):
+            yield time_s, self.lips(codes)
 
 
 # --- files --------------------------------------------------------------------------------------------------
