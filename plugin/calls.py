@@ -20,7 +20,8 @@ from plugin.audio import join
 from plugin.avatar_transfer import Incoming
 from plugin.known import Known
 from plugin.meter import Rolling
-from plugin.receiver import Hears, Receiver, Screen, Takes, with_size
+from plugin.receiver import Hears, Receiver, Screen, Takes
+from plugin.render import with_options
 from plugin.sender import Sender, Voice, Wanted, Watches, Watching, open_drive
 from plugin.signaling import Rendezvous
 from plugin.sinks import FileSink, NullSink, VirtualCamera
@@ -113,7 +114,7 @@ class ReceiveOptions:
 
 def receive(options: ReceiveOptions, config: Config) -> None:
     """Raises `ValueError`/`OSError` with one sentence when it cannot begin, or the sink fails."""
-    config = with_size(config, options.size_px)
+    config = with_options(config, size_px=options.size_px)
     if options.port is not None:
         config = replace(config, link=replace(config.link, port=options.port))
     meter, base, teller = Rolling(), open_base(), Teller()

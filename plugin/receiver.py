@@ -14,7 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -24,10 +24,13 @@ import segno
 from aiortc.mediastreams import MediaStreamError
 
 from engine.avatar import Avatar
+from engine.backends.openvino import core
 from engine.base import Base
 from engine.codec import TIME_WRAP_S, CodecError, Decoder, unwrap
 from engine.config import Config
 from engine.frames import Face, Frame, Image, NoFace
+from engine.renderer import Renderer
+from engine.tracker import canonical_face
 from plugin import cards, signaling
 from plugin.audio import RATE_HZ, Loudspeaker, Recorder, Timeline, VoiceError
 from plugin.avatar_transfer import AvatarTransferError, Incoming
@@ -109,6 +112,7 @@ class Screen:
         self._jitter = Jitter()
         self._renderer: Draws | None = None
         self._coming: Draws | None = None
+        self._old: Draws | None = None
         self._changed_s = -np.inf
         self._words = "waiting for the sender"
         self._last_face_s: float | None = None
@@ -120,8 +124,8 @@ class Screen:
         self.first_face_s: float | None = None
         """When the first moving face was shown, on `clock`."""
         self.first_picture_s: float | None = None
-        self.failure: BaseException | None = None
-        """What ended the drawing: a sink that failed."""
+        self.failure: OSError | ValueError | None = None
+        """What ended the drawing, in one sentence: a sink that failed, an avatar that cannot be drawn."""
 
     def start(self) -> None:
         self._thread = threading.Thread(target=self._run, name="understudy-screen", daemon=True)
@@ -193,8 +197,9 @@ class Screen:
                 fps = self._fps if self._renderer is not None else min(self._fps, _CARD_FPS)
                 due_s = max(due_s + 1 / fps, self._clock() - 1 / fps)
                 self._stopping.wait(max(due_s - self._clock(), 0.0))
-        except (OSError, ValueError) as error:
-            self.failure = error
+        except Exception as error:  # whatever ends this thread ends the call with a reason, and is no still picture
+            told = isinstance(error, OSError | ValueError)
+            self.failure = error if told else ValueError(f"drawing failed ({type(error).__name__}: {error})")
             log.debug("the screen failed", exc_info=True)
 
     def _one(self) -> None:
@@ -225,8 +230,6 @@ class Screen:
         self.first_picture_s = self.first_picture_s or now
         self._sink.send(Frame(picture, now))
         self._meter.add("send", (self._clock() - drawn) * 1e3)
-
-    _old: Draws | None = None
 
     def _drawn(self, shown: Shown, now: float) -> Image | None:
         """The avatar; None while there is none."""
@@ -490,8 +493,6 @@ class Receiver:
 
     def _lead(self) -> None:
         """Both ends take the neutral face that the sender found."""
-        from engine.renderer import Renderer
-
         renderer, neutral = self.screen.renderer, self._decoder.neutral
         if isinstance(renderer, Renderer) and neutral is not None:
             renderer.retarget.finder.lead(neutral)
@@ -526,8 +527,6 @@ class Receiver:
         return renderer
 
     def _renderer_for(self, avatar: Avatar) -> Draws:
-        from engine.renderer import Renderer
-
         renderer = Renderer(avatar, self._base, self._config)
         before = self.screen.renderer
         if isinstance(before, Renderer):
@@ -617,10 +616,7 @@ class Receiver:
 
 def _warm_up() -> None:
     """What takes its time at the first face, loaded while nobody is there yet."""
-    import engine.renderer
-    from engine.backends.openvino import core
-
-    engine.renderer.canonical_face()
+    canonical_face()
     core()
 
 
@@ -630,11 +626,4 @@ def _terminal(qr: segno.QRCode) -> str:
         return drawn.getvalue()
 
 
-def with_size(config: Config, size_px: int | None) -> Config:
-    """`config` with the size that the command line asks for."""
-    if size_px is None:
-        return config
-    return replace(config, render=replace(config.render, size_px=size_px))
-
-
-__all__ = ["Receiver", "Screen", "with_size"]
+__all__ = ["Receiver", "Screen"]

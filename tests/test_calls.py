@@ -11,6 +11,8 @@ import pytest
 from plugin import calls
 from plugin.calls import Teller
 from plugin.cli import main
+from plugin.pairing import Code
+from plugin.receiver import Receiver
 
 
 @pytest.fixture(autouse=True)
@@ -58,10 +60,19 @@ def test_a_taken_port_is_one_sentence_and_leaves_no_file(home: Path, capsys: pyt
     assert not [path for path in home.iterdir() if "out" in path.name]
 
 
-def test_a_receiver_whom_nobody_calls_shows_its_code_and_a_card(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_receiver_whom_nobody_calls_shows_its_code_and_a_card(
+    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    show = Receiver.show
+
+    def show_and_stop(self: Receiver, code: Code) -> None:
+        show(self, code)
+        self.stop()
+
+    monkeypatch.setattr(Receiver, "show", show_and_stop)
     config = home / "mine.toml"
     config.write_text("[link]\nannounce = false\n")
-    typed = f"--config {config} receive --size 256 --port 0 --out {home / 'out.mp4'} --seconds 0.8"
+    typed = f"--config {config} receive --size 256 --port 0 --out {home / 'out.mp4'} --seconds 60"
     assert main(typed.split()) == 0
     said = capsys.readouterr().out
     code = re.search(r"understudy send (\d{3}-[a-z]+-[a-z]+)", said)

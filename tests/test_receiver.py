@@ -21,7 +21,6 @@ from engine.base import Base
 from engine.codec import Coded
 from engine.config import Config, load
 from engine.frames import Face, Frame, NoFace
-from plugin import receiver as receiving
 from plugin.avatar_transfer import Incoming
 from plugin.known import Known
 from plugin.meter import Rolling
@@ -124,14 +123,26 @@ def test_a_better_avatar_takes_over_gently(make_face: MakeFace) -> None:
 
 
 def test_a_sink_that_fails_ends_the_screen_with_its_sentence() -> None:
-    screen = Screen(64, 30.0, Wall(broken=True), Rolling())
+    assert str(ended(Screen(64, 30.0, Wall(broken=True), Rolling()))) == "the window was closed"
+
+
+def test_whatever_else_ends_the_screen_is_told_in_one_sentence() -> None:
+    class Torn(Puppet):
+        def draw(self, tracked: Face | NoFace) -> Frame:
+            raise RuntimeError("the network is gone")
+
+    screen = Screen(64, 30.0, Wall(), Rolling())
+    screen.wear(Torn())
+    assert str(ended(screen)) == "drawing failed (RuntimeError: the network is gone)"
+
+
+def ended(screen: Screen) -> OSError | ValueError | None:
+    """Why its thread ended, by itself."""
     screen.start()
-    for _ in range(200):
-        if screen.failure:
-            break
-        time.sleep(0.005)
-    screen.stop()
-    assert "window was closed" in str(screen.failure)
+    assert screen._thread is not None
+    screen._thread.join(20)
+    assert not screen._thread.is_alive()
+    return screen.failure
 
 
 def test_sound_is_due_when_its_lips_are_shown(make_face: MakeFace) -> None:
@@ -481,8 +492,3 @@ def test_the_code_is_shown_with_a_link_and_as_a_picture(config: Config, tiny_bas
             await line  # it is over
 
     run(test())
-
-
-def test_the_size_on_the_command_line_wins(config: Config) -> None:
-    assert receiving.with_size(config, 256).render.size_px == 256
-    assert receiving.with_size(config, None) is config
