@@ -71,7 +71,7 @@ class AvatarTransferError(ValueError):
 
 
 def pack_preview(avatar: Avatar) -> bytes:
-    """The preview of an avatar, about 8 kB: two seconds and a half of a line of 32 kbit/s."""
+    """The preview of an avatar, about 8 kB: a good two seconds of a line of 32 kbit/s."""
     apart = [float(np.abs(one.points - avatar.neutral).max()) for one in avatar.photos]
     reference = avatar.photos[int(np.argmin(apart))]
     side = min(PREVIEW_PX, avatar.size_px)

@@ -36,15 +36,11 @@ class Meeting:
         return SessionKey(bytes.fromhex(self.secret_hex))
 
 
-def default_path() -> Path:
-    return home() / "meetings.json"
-
-
 class Known:
     """The meetings in a file. A file that is damaged counts as empty: the two only need a new code."""
 
     def __init__(self, path: Path | None = None) -> None:
-        self._path = path or default_path()
+        self._path = path or home() / "meetings.json"
 
     def all(self, role: Role) -> list[Meeting]:
         """Those still valid, the latest first."""

@@ -15,7 +15,7 @@ from plugin.signaling import Announcement, Door, Visitor
 log = logging.getLogger(__name__)
 
 TRIES = 3
-"""Wrong guesses that a code survives, less one."""
+"""Wrong guesses that use a code up."""
 MAX_CODES = 10
 """Codes that may be guessed to death before the desk closes: 30 guesses at 22 bits, 1 in 140 000."""
 _REOPEN_S = (1.0, 2.0, 5.0, 10.0, 30.0)

@@ -160,7 +160,9 @@ class Rendezvous:
         with contextlib.suppress(ConnectionError, TimeoutError):
             await landlord.socket.send_str(json.dumps({"visitor": number, "room": room, "from": address}))
             async with asyncio.timeout(VISIT_S):
-                async for count, message in _counted(socket):
+                count = 0
+                async for message in socket:
+                    count += 1
                     if message.type is not WSMsgType.BINARY or not message.data or count > _MAX_VISIT_MESSAGES:
                         break
                     await landlord.socket.send_bytes(number.to_bytes(_ID, "big") + message.data)
@@ -258,13 +260,6 @@ def _said(message: aiohttp.WSMessage) -> dict[str, Any]:
     except (ValueError, RecursionError):
         return {}
     return told if isinstance(told, dict) else {}
-
-
-async def _counted(socket: web.WebSocketResponse) -> AsyncIterator[tuple[int, aiohttp.WSMessage]]:
-    count = 0
-    async for message in socket:
-        count += 1
-        yield count, message
 
 
 async def _tell(socket: web.WebSocketResponse, message: bytes) -> None:

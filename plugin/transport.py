@@ -44,6 +44,8 @@ from aiortc.rtcconfiguration import RTCIceTransportPolicy
 from plugin.routes import MAX_RIDER_BYTES, Opus, dismount, split
 from plugin.voice import Carrier, VoiceReceived
 
+log = logging.getLogger(__name__)
+
 Route = Literal["datachannel", "rtp", "audio", "auto"]
 State = Literal["new", "connecting", "connected", "interrupted", "failed", "closed"]
 
@@ -371,9 +373,8 @@ class Transport:
             return
         try:
             self.on_room()
-        except Exception:
-            # The voice goes on, and so does the next face.
-            logging.getLogger(__name__).exception("on_room failed; no face in this packet")
+        except Exception:  # whatever a face dies of: raised here, it would end aiortc's sender and the voice with it
+            log.exception("on_room failed; no face in this packet")
 
     def _face_message(self, packet: bytes | str) -> None:
         if self._admitted() and isinstance(packet, bytes):

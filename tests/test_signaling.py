@@ -32,7 +32,7 @@ from plugin.signaling import Door, Knocks, Line, Rendezvous
 
 def run(test: Coroutine[Any, Any, None]) -> None:
     async def bounded() -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(40):
             await test
 
     asyncio.run(bounded())
@@ -99,11 +99,11 @@ class Place:
 
 
 async def until(true: Callable[[], object]) -> None:
-    for _ in range(400):
+    for _ in range(1500):
         if true():
             return
         await asyncio.sleep(0.01)
-    raise AssertionError("it did not come to that within 4 s")
+    raise AssertionError("it did not come to that within 15 s")
 
 
 @asynccontextmanager

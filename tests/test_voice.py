@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Coroutine
 from typing import Any
 
@@ -127,14 +126,13 @@ def test_faces_leave_in_empty_packets_when_the_microphone_says_nothing() -> None
                 carrier.load(bytes([count]))
 
         carrier.on_room = room
-        began_s, times = time.monotonic(), []
+        times = []
         for number in (3, 6, 9):
             packet = await carrier.recv()
             opus = split(bytes(packet))
             assert opus.silent and dismount(opus).face == bytes([number])
-            times.append(packet.pts)
-        assert times == sorted(times) and len(set(times)) == 3
-        assert time.monotonic() - began_s < 5
+            times.append(packet.pts or 0)
+        assert np.diff(times).tolist() == [3 * 960] * 2, "each empty packet stands for its 20 ms"
         carrier.stop()
         with pytest.raises(MediaStreamError):
             await carrier.recv()
