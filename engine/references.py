@@ -160,6 +160,33 @@ class Dissolve:
         return self._buffers
 
 
+def side_px(size_px: int) -> int:
+    """How far photos of that size are continued on either side."""
+    return size_px // 8
+
+
+def continued(rgb: Image, matte: NDArray[np.uint8]) -> Image:
+    """A photo `[S, S, 3]` and its matte `[S, S]` with more on the left and the right: `[S, S + 2 * side_px(S), 3]`.
+
+    A head that turns needs what lies beyond the photo. Where the person reaches its edge, as long hair does, the photo
+    goes on as in a mirror, less and less of it, as hair falls; the background goes on as its last column. (Sampled
+    with the edge repeated, hair became stripes.)
+    """
+    beyond = side_px(rgb.shape[0])
+    rows = np.arange(rgb.shape[0])
+    sides = []
+    for column in (slice(beyond), slice(-1, -beyond - 1, -1)):  # from the edge inwards: a mirror's order outwards
+        mirrored, edge = rgb[:, column], matte[:, column.start or 0]
+        free = np.flatnonzero(edge < 64)
+        nearest = free[np.abs(np.subtract.outer(rows, free)).argmin(1)] if len(free) else rows
+        held = cv2.blur(np.repeat(mirrored[nearest, :1], beyond, 1), (1, max(beyond // 8, 1)))
+        # Each column further out, the person begins one row lower.
+        person = edge[np.maximum(rows[:, None] - np.arange(beyond), 0)]
+        share = cv2.GaussianBlur(person.astype(np.float32) / 255, (0, 0), beyond / 16)
+        sides.append(cv2.blendLinear(np.ascontiguousarray(mirrored), held, share, 1 - share))
+    return np.hstack([sides[0][:, ::-1], rgb, sides[1]])
+
+
 def cut_edge(matte: NDArray[np.uint8]) -> Floats | None:
     """The ends of the stretch where a photo's upper edge cuts the person's hair, `[2, 2]` crop units, if it does."""
     edge = matte[0] > 127

@@ -31,8 +31,10 @@ from engine.references import (
     Ceiling,
     Dissolve,
     ReferenceChooser,
+    continued,
     cut_edge,
     front_reference,
+    side_px,
     softness_of,
     unlike,
 )
@@ -59,7 +61,7 @@ class Prepared:
     points: Floats
     """`[478, 3]` crop units."""
     full: Image
-    """`[size_px, size_px, 3]`: the photo at the size of the output."""
+    """`[size_px, size_px + 2 * side_px(size_px), 3]`: the photo at the size of the output, `continued`."""
 
 
 def resized(picture: Image, size_px: int) -> Image:
@@ -91,8 +93,11 @@ def prepare(reference: Reference, encoder: OpenVino, size_px: int, output_px: in
     points = geometry.to_crop_units(reference.points, reference.rgb.shape[0])
     raster = raster_planes(points)
     features = encoder.run({"picture": picture[None], "raster": raster[None]})["features"][0].astype(np.float32)
-    full = reference.rgb if reference.rgb.shape[0] == output_px else resized(reference.rgb, output_px)
-    return Prepared(picture, _by_area(picture, size_px // 4), features, _by_area(raster, size_px // 4), points, full)
+    full, matte = reference.rgb, reference.matte
+    if full.shape[0] != output_px:
+        full, matte = resized(full, output_px), resized(matte, output_px)
+    small = _by_area(picture, size_px // 4), features, _by_area(raster, size_px // 4)
+    return Prepared(picture, *small, points, continued(full, matte))
 
 
 def constants_of(avatar: Avatar, base: Base) -> dict[str, Floats]:
@@ -144,7 +149,7 @@ class Generator:
             "reference_raster": np.empty((1, 3, h, h), np.float32),
         }
         self._points = np.empty((4, POINT_COUNT, 3), np.float32)
-        self._full_b = np.empty((3 * size_px, size_px, 3), np.uint8)
+        self._full_b = np.empty((3 * size_px, size_px + 2 * side_px(size_px), 3), np.uint8)
         self._shown = np.full(4, -1)
         s = size_px
         self._maps = np.empty((s, s, 2), np.float32)
@@ -224,6 +229,7 @@ class Generator:
     ) -> tuple[Image, NDArray[np.uint8]]:
         s = self.size_px
         flow = drawn["flow"][0].astype(np.float32) * (s / 2) + (s / 2 - 0.5)
+        flow[..., 0] += side_px(s)
         cv2.resize(flow[0], (s, s), self._maps, interpolation=cv2.INTER_LINEAR)
         full_a = self.prepared[slot_a].full
         cv2.remap(full_a, self._maps, _NO_MAP, cv2.INTER_LINEAR, self._looks[0], cv2.BORDER_REPLICATE)

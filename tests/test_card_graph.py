@@ -97,7 +97,7 @@ def test_inputs_and_outputs_go_by_these_names(typed: onnx.ModelProto, avatar: Av
         "thumbnails": [1, 4, r * 64, 64],
         "features": [1, c, r * 64, 64],
         "reference_raster": [r, 3, 64, 64],
-        "full": [1, 3, r * 512, 512],
+        "full": [1, 3, r * 512, 640],
     }
     assert set(FRAME_INPUTS) < inputs.keys()
     outputs = {one.name: types[one.name] for one in typed.graph.output}

@@ -12,7 +12,16 @@ from numpy.typing import NDArray
 
 from engine import geometry
 from engine.frames import Face, Image
-from engine.references import Dissolve, Pictures, ReferenceChooser, cut_edge, front_reference, softness_of, unlike
+from engine.references import (
+    Dissolve,
+    Pictures,
+    ReferenceChooser,
+    continued,
+    cut_edge,
+    front_reference,
+    softness_of,
+    unlike,
+)
 
 Floats = NDArray[np.float32]
 MakeFace = Callable[..., Face]
@@ -93,6 +102,31 @@ def test_a_photo_with_hair_cut_off_is_not_shown_with_its_edge(make: Make) -> Non
     assert chooser.choose(turned, 0.0)[0][0] == 1, "as it lies the edge is the picture's own"
     lower = turned + np.array([0, 0.3, 0], np.float32)
     assert chooser.choose(lower, 9.0)[0][0] == 0
+
+
+def test_a_photo_goes_on_beyond_its_sides() -> None:
+    """Hair at the right edge goes on mirrored and falls away; wall stays wall."""
+    noise = np.random.default_rng(0)
+    wall, hair = np.array([200, 190, 180]), np.array([90, 50, 20])
+    rgb = np.clip(wall + noise.normal(0, 2, (64, 64, 3)), 0, 255)
+    matte = np.zeros((64, 64), np.uint8)
+    matte[24:, 40:] = 255
+    rgb[matte > 0] = hair + noise.integers(-20, 20, (np.count_nonzero(matte), 3))
+    rgb = rgb.astype(np.uint8)
+    wide = continued(rgb, matte)
+    assert wide.shape == (64, 64 + 2 * 8, 3)
+    assert np.array_equal(wide[:, 8:-8], rgb)
+    assert np.abs(wide[:, :8].astype(float) - wall).max() < 12
+    right = wide[:, -8:].astype(float)
+    assert np.abs(right[:20] - wall).max() < 12
+    assert np.abs(right[40:] - rgb[40:, :-9:-1]).max() < 3, "hair, as in a mirror"
+    assert np.abs(right[25, 7] - wall).max() < 60, "and one row lower with each column"
+
+
+def test_a_photo_full_of_person_goes_on_as_in_a_mirror() -> None:
+    rgb = np.random.default_rng(0).integers(0, 255, (64, 64, 3)).astype(np.uint8)
+    wide = continued(rgb, np.full((64, 64), 255, np.uint8))
+    assert np.array_equal(wide, cv2.copyMakeBorder(rgb, 0, 0, 8, 8, cv2.BORDER_REFLECT))
 
 
 def test_after_a_pause_everything_changes_at_once(references: list[Floats]) -> None:

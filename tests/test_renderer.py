@@ -319,7 +319,9 @@ def test_colours_are_not_swapped(
 def test_prepared_references_keep_their_picture(tiny_avatar: Avatar, tiny_base: Base) -> None:
     encoder = OpenVino(tiny_base.encoder, None, None, "CPU", "f32", 1)
     one = prepare(tiny_avatar.references[0], encoder, 256, 720)
-    assert one.full.shape == (720, 720, 3)
+    assert one.full.shape == (720, 720 + 2 * 90, 3)
+    shown = cv2.resize(tiny_avatar.references[0].rgb, (720, 720), interpolation=cv2.INTER_CUBIC)
+    assert np.array_equal(one.full[:, 90:-90], shown)
     assert (one.picture.shape, one.thumbnail.shape, one.raster.shape) == ((4, 256, 256), (4, 64, 64), (3, 64, 64))
     assert one.features.shape == (tiny_base.feature_channels, 64, 64)
     back = (one.picture[:3].transpose(1, 2, 0) + 1) * 127.5

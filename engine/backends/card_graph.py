@@ -13,7 +13,8 @@
 
 In, per frame: `raster`, `grids`, `tile`, `detail` as in the base, and `chosen [4]` int32. In, once per avatar, R
 references: `pictures [1, 4, R S, S]`, `thumbnails [1, 4, R S/4, S/4]`, `features [1, C, R S/4, S/4]`,
-`reference_raster [R, 3, S/4, S/4]`, and above the network's size `full [1, 3, R s, s]` in levels (0 to 255). Out:
+`reference_raster [R, 3, S/4, S/4]`, and above the network's size `full [1, 3, R s, s + 2 side]` in levels (0 to
+255; `side_px`). Out:
 `rgb [1, s, s, 3]` and `matte [1, s, s]`, uint8. Needs the package `onnx`.
 """
 
@@ -26,6 +27,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+from engine.references import side_px
 
 if TYPE_CHECKING:
     import onnx
@@ -82,7 +85,8 @@ def _enlarged(graph: _Graph, levels: dict[str, str], references: int, size_px: i
     The same arithmetic as `engine.renderer`'s, in floating point.
     """
     size, rim = [1, -1, size_px, size_px], 1 - 1 / size_px
-    graph.add_input("full", "f32", (1, 3, references * size_px, size_px))
+    wide_px = size_px + 2 * side_px(size_px)
+    graph.add_input("full", "f32", (1, 3, references * size_px, wide_px))
 
     def level(name: str) -> str:
         return graph.op("Sub", levels[name], graph.number(0.5))
@@ -105,7 +109,8 @@ def _enlarged(graph: _Graph, levels: dict[str, str], references: int, size_px: i
         y = graph.op("Mul", graph.op("Add", y, graph.number(1)), graph.number(0.5))
         y = graph.op("Add", y, graph.op("Cast", slot, to=_FLOAT))
         y = graph.op("Sub", graph.op("Mul", y, graph.number(2 / references)), graph.number(1))
-        where = graph.op("Concat", graph.part(fine, 1, 0, 1), y, axis=1)
+        x = graph.op("Mul", graph.part(fine, 1, 0, 1), graph.number(size_px / wide_px))
+        where = graph.op("Concat", x, y, axis=1)
         grids.append(graph.op("Transpose", where, perm=[0, 2, 3, 1]))
     grid = graph.op("Concat", *grids, axis=1)
     looks = graph.op("GridSample", "full", grid, mode="bilinear", padding_mode="border", align_corners=0)
