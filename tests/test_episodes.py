@@ -8,6 +8,7 @@ import tarfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -19,6 +20,7 @@ from engine import geometry
 from engine.frames import Face, Image, Points
 from tests.conftest import landmarks, photo
 from training.episodes import (
+    UNAIDED,
     Episodes,
     KeptFrame,
     Sample,
@@ -83,8 +85,8 @@ class Watched(Episodes):
 
     seen: list[tuple[Shot, list[Shot], list[Shot]]] = field(default_factory=list)
 
-    def __init__(self, people: People, **options: int) -> None:
-        super().__init__(people, **options)  # type: ignore[arg-type]
+    def __init__(self, people: People, **options: Any) -> None:
+        super().__init__(people, **options)
         self.seen = []
 
     def episode(self, target: Shot, support: Sequence[Shot], rng: np.random.Generator) -> Sample:
@@ -144,7 +146,8 @@ def test_some_episodes_lack_a_mouth_like_the_target_s(people: People) -> None:
     nearest = [min(abs(opening(shot) - opening(target)) for shot in support) for target, support, _ in wide]
     counts = [len(support) for _, support, _ in episodes.seen]
     assert np.quantile(nearest, 0.9) > 3 * np.median(nearest), "nobody had to open a mouth unaided"
-    assert 0.15 < np.mean(np.array(counts) < 4) < 0.4
+    # Of the unaided ones three in four have fewer than four references; 300 draws scatter by 0.02.
+    assert np.mean(np.array(counts) < 4) == pytest.approx(0.75 * UNAIDED, abs=0.06)
 
 
 def test_more_people_have_their_share(people: People) -> None:
@@ -152,6 +155,20 @@ def test_more_people_have_their_share(people: People) -> None:
     episodes = Episodes({"ann": people["ann"]}, also=more, also_share=0.3)
     assert episodes.odds[episodes.names.index("cyd")] == pytest.approx(0.3)
     assert episodes.odds.sum() == pytest.approx(1)
+
+
+def test_clips_of_two_people_may_share_a_name(people: People) -> None:
+    more = {"cyd": {"ann one": people["ben"]["ben one"][:7]}}
+    episodes = Watched({"ann": people["ann"]}, also=more, also_share=0.5)
+    for number in range(10):
+        episodes[number]
+    assert {target.clip for target, _, _ in episodes.seen} >= {"ann one", "ben one"}
+
+
+def test_more_people_without_two_pictures_are_refused(people: People) -> None:
+    alone = {"cyd": {"cyd one": people["ben"]["ben one"][:1]}}
+    with pytest.raises(ValueError, match="has two pictures, and an episode takes two"):
+        Episodes({"ann": people["ann"]}, also=alone, also_share=0.3)
 
 
 def test_neighbours_serve_where_there_is_nobody_else(people: People) -> None:

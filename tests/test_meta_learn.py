@@ -196,8 +196,30 @@ def test_a_dry_run_says_what_a_run_would_cost_and_writes_nothing(
 
 def test_a_run_cannot_go_on_in_another_presets_folder(shards: Path, tmp_path: Path) -> None:
     meta_learn.main([*command(shards, tmp_path, "paper-tiny"), "--shots", "2", "--steps", "1"])
-    with pytest.raises(ValueError, match="is of another preset: choose another --run"):
+    with pytest.raises(SystemExit, match="is of another preset: choose another --run"):
         meta_learn.main(command(shards, tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        ("--shards nowhere", "holds no shard of the split 'train': run python -m training.prepare first"),
+        ("--hold-out 12", "there are 3 people, and --hold-out 12 leaves none to learn from"),
+        ("--also {shards}", "'ann' is in --shards and in --also"),
+        ("--start nowhere/checkpoint.pt", "there are no weights in nowhere/checkpoint.pt"),
+    ],
+)
+def test_what_cannot_be_learned_from_is_told(shards: Path, tmp_path: Path, wrong: str, sentence: str) -> None:
+    with pytest.raises(SystemExit, match=re.escape(sentence)):
+        meta_learn.main([*command(shards, tmp_path / "run"), *wrong.format(shards=shards).split()])
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("wrong", ["--batch 0", "--hold-out 0", "--hours 0", "--also-share 1"])
+def test_numbers_that_make_no_run_are_refused(wrong: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        meta_learn.read_options(wrong.split())
+    assert wrong.split()[0] in capsys.readouterr().err.splitlines()[-1]
 
 
 @pytest.mark.parametrize("wrong", ["--adversarial", "--start weights.safetensors"])

@@ -215,7 +215,7 @@ class Episodes(Dataset[Sample]):
         also: Mapping[str, Mapping[str, Sequence[Shot]]] | None = None,
         also_share: float = 0.0,
     ) -> None:
-        """`also`: more people, in `also_share` of the episodes."""
+        """`also`: more people, none of `people`, in `also_share` of the episodes."""
         people = {**people, **(also or {})}
         self.people = {person: clips for person, clips in people.items() if sum(map(len, clips.values())) > 1}
         self.names = sorted(self.people)
@@ -225,20 +225,24 @@ class Episodes(Dataset[Sample]):
         self.odds = np.sqrt(frames) / np.sqrt(frames).sum()
         if also:
             more = np.array([name in also for name in self.names])
+            if more.all() or not more.any():
+                raise ValueError("nobody of the one shards or of the other has two pictures, and an episode takes two")
             self.odds *= np.where(more, also_share / self.odds[more].sum(), (1 - also_share) / self.odds[~more].sum())
-        # Clips are known by their own name, and two people never share one.
-        self.rarity = {name: rarity(shots_) for clips in self.people.values() for name, shots_ in clips.items()}
+        self.rarity = {
+            person: {name: rarity(shots_) for name, shots_ in clips.items()} for person, clips in self.people.items()
+        }
         self.shots, self.size_px, self.seed, self.augment = shots, size_px, seed, augment
 
     def __getitem__(self, number: int) -> Sample:
         return self.draw(np.random.default_rng([self.seed, number]))
 
     def draw(self, rng: np.random.Generator) -> Sample:
-        clips = self.people[self.names[rng.choice(len(self.names), p=self.odds)]]
+        person = self.names[rng.choice(len(self.names), p=self.odds)]
+        clips = self.people[person]
         names = sorted(clips)
         lengths = np.array([len(clips[name]) for name in names], np.float64)
         home = names[rng.choice(len(names), p=lengths / lengths.sum())]
-        target = clips[home][rng.choice(len(clips[home]), p=self.rarity[home] if self.augment else None)]
+        target = clips[home][rng.choice(len(clips[home]), p=self.rarity[person][home] if self.augment else None)]
         pool = [shot for shot in clips[home] if shot is not target]
         others = [shot for name in names if name != home for shot in clips[name]]
         if others and (not pool or rng.random() < 0.2):

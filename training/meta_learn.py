@@ -15,6 +15,7 @@ import logging
 import math
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -119,7 +120,12 @@ def load_checkpoint(state: State, path: Path, device: torch.device) -> None:
 
 
 def load_start(state: State, path: Path, device: torch.device) -> None:
-    """Weights to begin a new run with: a base's `weights.safetensors`, or the running average of a `checkpoint.pt`."""
+    """Weights to begin a new run with: a base's `weights.safetensors`, or the running average of a `checkpoint.pt`.
+
+    Raises `ValueError` when there is no such file.
+    """
+    if not path.is_file():
+        raise ValueError(f"there are no weights in {path}: name a weights.safetensors or a checkpoint.pt")
     if path.suffix == ".pt":
         weights = torch.load(path, map_location=device, weights_only=True)["average"]
     else:
@@ -161,7 +167,7 @@ def perceptual_corner(step: int, size_px: int, crop_px: int) -> tuple[int, int] 
 
 
 def perceptual_view(step: int, rgb: Tensor, sample: Sample, crop_px: int) -> tuple[Tensor, Tensor]:
-    """What the perceptual loss compares in this step: every fourth time eyes and mouth enlarged, otherwise a crop."""
+    """What the perceptual loss compares in this step: by turns the whole made small, a crop, eyes and mouth, a crop."""
     goal = sample.target[:, :3]
     if step % 4 == 2:
         return losses.eyes_and_mouth_pair(rgb, goal, sample.placed, crop_px)
@@ -280,6 +286,7 @@ def validate(state: State, batches: list[Sample], perceptual: LPIPS | None) -> d
 
 People = Mapping[str, Mapping[str, Sequence[Shot]]]
 Batch = TypeVar("Batch")
+Clips = TypeVar("Clips")
 
 
 class Counted(Protocol):
@@ -342,7 +349,9 @@ class LiveCourse:
             )
             sizes = TINY_CRITIC if options.preset == "tiny" else None
             self.state.adversary = adversarial.make_adversary(wishes, device, sizes, ranks)
-        also = load_shards(options.also, "train") if options.also else None
+        also = load_shards(options.also, "train") if options.also else {}
+        if twice := sorted(also.keys() & (learning.keys() | kept.keys())):
+            raise ValueError(f"{twice[0]!r} is in --shards and in --also: the people of --also must be others")
         self.episodes = Episodes(learning, seed=options.seed, also=also, also_share=options.also_share)
         validation = Episodes(kept, seed=1, augment=False)
         self.held = list(islice(across.batches(validation, Sample, options.batch, device), 4)) if ranks.first else []
@@ -480,13 +489,24 @@ def read_options(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error("the paper's system is adversarial by itself: --adversarial is for the live generator")
     if options.start and options.preset in paper.PRESETS:
         parser.error("--start is for the live generator: a run of the paper's goes on from its own folder")
+    for name in ("batch", "hold_out", "shots", "critic_steps"):
+        if getattr(options, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} must be at least 1")
+    if options.hours <= 0:
+        parser.error("--hours must be more than 0")
+    if not 0 < options.also_share < 1:
+        parser.error("--also-share must lie between 0 and 1")
     options.run = options.run or Path("runs") / options.preset
     options.rate = options.rate or (Recipe().rate if options.preset in paper.PRESETS else 4e-4)
     return options
 
 
 def main(arguments: list[str] | None = None) -> None:
-    options = read_options(arguments)
+    command(read_options(arguments), learn)
+
+
+def command(options: argparse.Namespace, work: Callable[[argparse.Namespace, Ranks, torch.device], None]) -> None:
+    """Ranks, threads and seed for `work`; what it refuses (`ValueError`) ends the program with its sentence."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -497,19 +517,19 @@ def main(arguments: list[str] | None = None) -> None:
         torch.backends.cudnn.benchmark = True
         torch.set_float32_matmul_precision("high")
     torch.manual_seed(options.seed)
+    try:
+        work(options, ranks, device)
+    except ValueError as error:
+        sys.exit(str(error))
+    across.leave(ranks)
 
-    people = load_shards(options.shards, "train")
-    held = set(sorted(people)[:: max(len(people) // max(options.hold_out, 1), 1)][: options.hold_out])
-    learning = {name: clips for name, clips in people.items() if name not in held}
-    kept = {name: people[name] for name in held}
+
+def learn(options: argparse.Namespace, ranks: Ranks, device: torch.device) -> None:
+    learning, kept = hold_out(load_shards(options.shards, "train"), options.hold_out)
     live = options.preset in PRESETS
     course = (LiveCourse if live else PaperCourse)(options, learning, kept, device, ranks)
     logger.info("%d people to learn from, %d kept out, on %s", len(learning), len(kept), device)
-    if options.dry_run:
-        text = cost(course, options, ranks)
-        if ranks.first:
-            print(text)
-    else:
+    if not options.dry_run:
         checkpoint = options.run / "checkpoint.pt"
         if checkpoint.exists():
             course.load(checkpoint)
@@ -517,12 +537,27 @@ def main(arguments: list[str] | None = None) -> None:
         elif options.start and isinstance(course, LiveCourse):
             course.start(options.start)
             logger.info("started from the weights in %s", options.start)
-        run(course, options, ranks)
-    across.leave(ranks)
+    run(course, options, ranks)
+
+
+def hold_out(people: Mapping[str, Clips], count: int) -> tuple[dict[str, Clips], dict[str, Clips]]:
+    """Those to learn from and, spread over all names, `count` who are kept out. `ValueError` when none would learn."""
+    held = sorted(people)[:: max(len(people) // max(count, 1), 1)][:count]
+    if len(held) == len(people):
+        raise ValueError(f"there are {len(people)} people, and --hold-out {count} leaves none to learn from: say less")
+    return {name: clips for name, clips in people.items() if name not in held}, {name: people[name] for name in held}
 
 
 def run(course: Course[Any], options: argparse.Namespace, ranks: Ranks) -> None:
-    """Learn until the hours or the steps are over or somebody says stop; the first rank writes the run folder."""
+    """Learn until the hours or the steps are over or somebody says stop; the first rank writes the run folder.
+
+    With `--dry-run` what that would cost is printed instead.
+    """
+    if options.dry_run:
+        text = cost(course, options, ranks)
+        if ranks.first:
+            print(text)
+        return
     checkpoint = options.run / "checkpoint.pt"
     options.run.mkdir(parents=True, exist_ok=True)
     if ranks.first:

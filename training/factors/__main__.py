@@ -10,13 +10,11 @@ from __future__ import annotations
 
 import argparse
 import logging
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from training import ranks as across
 from training.factors.clips import find_clips
 from training.factors.stages import (
     PRESETS,
@@ -30,7 +28,7 @@ from training.factors.stages import (
     changed,
     load_reader,
 )
-from training.meta_learn import cost, run
+from training.meta_learn import command, hold_out, run
 from training.networks.content import PIXELS, Content, chosen_terms
 from training.ranks import Ranks
 
@@ -98,10 +96,7 @@ def stage_of(options: argparse.Namespace, device: torch.device) -> Stage[Any]:
 
 def learn(options: argparse.Namespace, ranks: Ranks, device: torch.device) -> None:
     stage = stage_of(options, device)
-    people = find_clips(options.shards, "train")
-    held = sorted(people)[:: max(len(people) // max(options.hold_out, 1), 1)][: options.hold_out]
-    learning = {name: clips for name, clips in people.items() if name not in held}
-    kept = {name: people[name] for name in held}
+    learning, kept = hold_out(find_clips(options.shards, "train"), options.hold_out)
     course = FactorCourse(stage, learning, kept, options.batch, options.seed, device, ranks)
     logger.info("%d people to learn from, %d kept out, on %s", len(learning), len(kept), device)
     checkpoint = options.run / "checkpoint.pt"
@@ -114,31 +109,11 @@ def learn(options: argparse.Namespace, ranks: Ranks, device: torch.device) -> No
             raise ValueError(f"there is no {start}: run {stage.before} first, or say --start")
         course.begin(start)
         logger.info("begun with %s", start)
-    if options.dry_run:
-        text = cost(course, options, ranks)
-        if ranks.first:
-            print(text)
-    else:
-        run(course, options, ranks)
+    run(course, options, ranks)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    options = read_options(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    ranks, device = across.join(options.device)
-    if not ranks.first:
-        logging.getLogger().setLevel(logging.WARNING)
-    if device.type == "cuda":
-        torch.backends.cudnn.benchmark = True
-        torch.set_float32_matmul_precision("high")
-    torch.manual_seed(options.seed)
-    try:
-        learn(options, ranks, device)
-    except ValueError as error:
-        sys.exit(str(error))
-    across.leave(ranks)
+    command(read_options(arguments), learn)
 
 
 if __name__ == "__main__":
