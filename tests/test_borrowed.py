@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from engine.frames import Face, Frame
 from engine.tracker import Tracker, canonical_face, fit_pose
 from plugin.demo import photos_of
 from training import borrowed
-from training.borrowed import DONORS, EXPRESSIONS, borrow, donors, missing
+from training.borrowed import DONORS, EXPRESSIONS, borrow, donors, missing, square_of
 from training.photos import load_photo
 
 SIZE = 360
@@ -49,18 +51,20 @@ def test_donors_can_lend_everything() -> None:
 
 
 def test_what_is_missing_is_found(photos: list[Reference]) -> None:
-    rest, smile, opened = photos[:3]
+    told = [geometry.describe(one.points) for one in photos]
+    rest, smile, opened = told[:3]
     assert missing([rest]) == ["eyes shut", "teeth", "mouth open"]
     assert missing([rest, smile]) == ["eyes shut", "mouth open"]
     assert missing([rest, opened]) == ["eyes shut"]
-    assert missing(photos) == []
+    assert missing(told) == []
     assert borrow(photos) == []
 
 
 def test_the_expressions_are_really_there(photos: list[Reference], tracker: Tracker) -> None:
     """The tracker finds in the made pictures what they are said to show, and where they say it is."""
-    plain = photos[0]
-    for lent in borrow(photos[:1]):
+    plain, found = photos[0], borrow(photos[:1])
+    assert [one.expression for one in found] == list(EXPRESSIONS)
+    for lent in found:
         made = lent.reference
         assert made.borrowed == EXPRESSIONS[lent.expression]
         face = tracker.track(Frame(made.rgb, 0.0))
@@ -83,9 +87,9 @@ def test_who_lends_has_a_skin_like_the_borrower_s(photos: list[Reference], monke
     asked: list[float] = []
     real = borrowed._mouth
 
-    def watched(plain: Reference, donor: borrowed.Donor) -> Reference:
+    def watched(plain: Reference, donor: borrowed.Donor, tone: borrowed.Floats) -> Reference:
         asked.append(float(donor.tone[0]))
-        return real(plain, donor)
+        return real(plain, donor, tone)
 
     monkeypatch.setattr(borrowed, "_mouth", watched)
     rest = photos[0]
@@ -93,3 +97,22 @@ def test_who_lends_has_a_skin_like_the_borrower_s(photos: list[Reference], monke
     borrow([rest])
     borrow([dark])
     assert max(asked[2:]) < min(asked[:2])
+
+
+def test_what_a_black_and_white_photo_borrows_has_no_colour_either(photos: list[Reference]) -> None:
+    levels = cv2.cvtColor(photos[0].rgb, cv2.COLOR_RGB2GRAY)
+    gray = replace(photos[0], rgb=np.repeat(levels[..., None], 3, 2))
+    lent = borrow([gray])
+    assert len(lent) == len(EXPRESSIONS)
+    for one in lent:
+        assert np.ptp(one.reference.rgb, axis=2).max() == 0
+        assert np.abs(one.reference.rgb.astype(int) - gray.rgb).max() > 40, "and something was borrowed"
+
+
+def test_a_square_beyond_the_edge_keeps_its_scale() -> None:
+    picture = np.arange(60, dtype=np.uint8).reshape(4, 5, 3)
+    assert np.array_equal(square_of(picture, 1, 0, 3), picture[:3, 1:4])
+    over = square_of(picture, -2, -1, 6)
+    assert over.shape == (6, 6, 3)
+    assert np.array_equal(over[1:5, 2:], picture[:, :4])
+    assert np.array_equal(over[0], over[1]) and np.array_equal(over[:, 0], over[:, 2])

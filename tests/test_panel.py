@@ -605,7 +605,7 @@ def test_a_config_file_that_was_broken_meanwhile_is_left_alone(tmp_path: Path, h
 
 
 def look_of(**changes: float) -> Look:
-    usual = Look(200, 0, 0, 0, 0.1, 200, 0, 0, 0.7, 0.28, 0.02, 0.58, 0.0, 10, 0)
+    usual = Look(200, 0, 0, 0, 0.1, 200, 0, 0, 0.7, 0.28, 0.02, 0.58, 0.0, 10, 0, 25)
     return replace(usual, **changes)
 
 

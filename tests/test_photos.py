@@ -368,6 +368,14 @@ def test_mask_over_the_mouth(face_photo, tracker):
     assert not any("covered" in reason for reason in check(face_photo, tracker).reasons)
 
 
+def test_black_and_white_is_pointed_out(face_photo, tracker):
+    gray = np.repeat(cv2.cvtColor(face_photo, cv2.COLOR_RGB2GRAY)[..., None], 3, 2)
+    photo = check(gray, tracker)
+    assert photo.verdict == "warned"
+    assert photo.reasons[0] == "it is black and white, and so the avatar will be"
+    assert check(face_photo, tracker).verdict == "accepted"
+
+
 # --- the group ----------------------------------------------------------------------------------
 
 
@@ -389,6 +397,7 @@ def looked(name: str, face: Face | None = None, **changes: object) -> CheckedPho
         teeth=0,
         lip_red=12,
         chin_chroma=3,
+        chroma=25,
     )
     look = replace(look, **changes)
     return CheckedPhoto(name, "accepted", rgb=noise(), face=face, look=look, blink=look.lids < 0.125)
@@ -433,6 +442,16 @@ def test_a_mouth_unlike_the_others_is_pointed_out(make_face):
     judged = compare(photos)
     assert [photo.verdict for photo in judged] == ["accepted"] * 3 + ["warned"]
     assert "may be covered" in judged[3].reasons[0]
+
+
+def test_black_and_white_is_refused_beside_colour(make_face):
+    face = make_face()
+    gray = [looked(name, face, chroma=0.5).warned("it is black and white") for name in ("one", "two")]
+    assert [photo.verdict for photo in compare(gray)] == ["warned", "warned"], "all of them may be"
+    judged = compare([*gray, looked("three", face)])
+    assert [photo.verdict for photo in judged] == ["refused", "refused", "accepted"]
+    assert judged[0].reasons == ("it is black and white, and other photos of yours are not",)
+    assert compare([gray[0], looked("three", face).refused("blurred")])[0].verdict == "warned", "no colour is left"
 
 
 def test_advice_names_what_is_missing_and_stops_when_nothing_is(make_face):

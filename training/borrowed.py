@@ -25,6 +25,7 @@ from engine.avatar import Reference
 from engine.frames import Face, Image, Points
 from engine.motion import HeadFace, to_head, transfer_shape
 from engine.tracker import canonical_face, fit_pose
+from training.photos import GRAY
 
 DONORS = Path(__file__).parent / "assets" / "donors"
 EXPRESSIONS = {"eyes shut": "eyes", "teeth": "mouth", "mouth open": "mouth"}
@@ -55,10 +56,8 @@ class Donor:
     rest: Points
     """In pixels of a picture of the same size as `rgb`, which is not kept."""
     points: Points
-
-    @property
-    def tone(self) -> Floats:
-        return skin_tone(self.rgb, self.points)
+    tone: Floats
+    """`skin_tone` of it."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -73,15 +72,14 @@ def donors(expression: str, folder: Path = DONORS) -> tuple[Donor, ...]:
     known = np.load(folder / "points.npz")
     found = []
     for path in sorted(folder.glob(f"*-{expression.replace(' ', '-')}.jpg")):
-        rgb = cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB)
-        rest = known[path.stem.split("-")[0]]
-        found.append(Donor(np.asarray(rgb, np.uint8), rest, known[path.stem]))
+        rgb = np.asarray(cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB), np.uint8)
+        rest, points = known[path.stem.split("-")[0]], known[path.stem]
+        found.append(Donor(rgb, rest, points, skin_tone(rgb, points)))
     return tuple(found)
 
 
-def missing(references: Sequence[Reference]) -> list[str]:
-    """The `EXPRESSIONS` that none of the references shows."""
-    told = [geometry.describe(one.points) for one in references]
+def missing(told: Sequence[dict[str, Floats]]) -> list[str]:
+    """The `EXPRESSIONS` that none of the photos shows, by what `geometry.describe` says of each."""
     lids = np.array([one["eyes"][:2].mean() for one in told])
     opening = max(float(one["mouth"][0]) for one in told)
     lacking = {"eyes shut": lids.min() >= _SHUT * lids.max(), "teeth": opening < _PARTED, "mouth open": opening < _OPEN}
@@ -90,18 +88,22 @@ def missing(references: Sequence[Reference]) -> list[str]:
 
 def borrow(references: Sequence[Reference]) -> list[Borrowed]:
     """References for what these, the person's own, do not show."""
-    wanted = missing(references)
+    told = [geometry.describe(one.points) for one in references]
+    wanted = missing(told)
     if not wanted:
         return []
-    told = [geometry.describe(one.points) for one in references]
     lids = np.array([one["eyes"][:2].mean() for one in told])
     turned = np.array([np.linalg.norm(one["rest"]) + 0.3 * float(one["mouth"][0]) for one in told])
     plain = references[int(np.where(lids >= 0.75 * lids.max(), turned, np.inf).argmin())]
     tone = skin_tone(plain.rgb, plain.points)
+    gray = float(np.hypot(*(tone[1:] - 128))) < GRAY
     lent = []
     for expression in wanted:
         donor = min(donors(expression), key=lambda one: float(np.linalg.norm((one.tone - tone) * [0.5, 1, 1])))
-        made = _eyes(plain, donor) if EXPRESSIONS[expression] == "eyes" else _mouth(plain, donor)
+        made = _eyes(plain, donor, tone) if EXPRESSIONS[expression] == "eyes" else _mouth(plain, donor, tone)
+        if gray:
+            levels = cv2.cvtColor(made.rgb, cv2.COLOR_RGB2GRAY)
+            made = replace(made, rgb=np.asarray(cv2.cvtColor(levels, cv2.COLOR_GRAY2RGB), np.uint8))
         lent.append(Borrowed(expression, made))
     return lent
 
@@ -116,13 +118,13 @@ def skin_tone(rgb: Image, points: Points) -> Floats:
     return np.asarray(np.median(lab.astype(np.float32), 0), np.float32)
 
 
-def _eyes(plain: Reference, donor: Donor) -> Reference:
-    """Only the lids move, and they are the donor's."""
+def _eyes(plain: Reference, donor: Donor, tone: Floats) -> Reference:
+    """Only the lids move, and they are the donor's. `tone`: the `skin_tone` of `plain`."""
     size = len(plain.rgb)
     goal = plain.points.copy()
     asked = _expression(plain, donor)
     rgb = plain.rgb
-    shift = skin_tone(plain.rgb, plain.points) - donor.tone
+    shift = tone - donor.tone
     for (outline, ring), around in zip(_LIDS, _AROUND, strict=True):
         goal[outline], goal[ring] = asked[outline], asked[ring]
         marks = [*outline, *ring, *around]
@@ -136,7 +138,7 @@ def _eyes(plain: Reference, donor: Donor) -> Reference:
     return _reference(plain, rgb, plain.matte, goal, "eyes")
 
 
-def _mouth(plain: Reference, donor: Donor) -> Reference:
+def _mouth(plain: Reference, donor: Donor, tone: Floats) -> Reference:
     """Lips and jaw are the person's own, bent open; what lies between the lips is the donor's."""
     size = len(plain.rgb)
     height = canonical_face().vertices_cm[:, 1]
@@ -147,7 +149,7 @@ def _mouth(plain: Reference, donor: Donor) -> Reference:
     edge = _frame(size)
     bent = _spline(np.vstack([plain.points[:468], edge]), np.vstack([goal[:468], edge]), size, _SOFT)
     rgb, matte = _warped(plain.rgb, bent), _warped(plain.matte, bent)
-    shift = (skin_tone(plain.rgb, plain.points) - donor.tone) * np.array([0.6, 0.3, 0.3], np.float32)
+    shift = (tone - donor.tone) * np.array([0.6, 0.3, 0.3], np.float32)
     inside = _tinted(_warped(donor.rgb, _spline(donor.points[_LIPS], goal[_LIPS], size)), shift)
     mask = cv2.dilate(_filled(goal, geometry.LIPS_INNER, size), np.ones((3, 3), np.uint8))
     share = cv2.GaussianBlur(mask, (0, 0), size / 420)[..., None] / np.float32(255)
@@ -225,6 +227,14 @@ _DONOR_PX = 352
 _SEEDS = (310, 383, 336, 303, 393, 202, 360, 317)
 
 
+def square_of(rgb: Image, left: int, top: int, side: int) -> Image:
+    """A square of a picture; what lies outside of it repeats its edge."""
+    height, width = rgb.shape[:2]
+    room = max(0, -left, -top, left + side - width, top + side - height)
+    around = cv2.copyMakeBorder(rgb, room, room, room, room, cv2.BORDER_REPLICATE)
+    return np.asarray(around[top + room :, left + room :][:side, :side], np.uint8)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """`python -m training.borrowed`: the donors that ship, out of `training.invent`."""
     from training import invent
@@ -247,7 +257,7 @@ def main(arguments: list[str] | None = None) -> None:
             stem = f"{seed}-{name.replace(' ', '-')}"
             known[f"{seed}" if name == "rest" else stem] = points.astype(np.float32)
             if name != "rest":
-                inside = shot.rgb[max(top, 0) : top + round(2 * side), max(left, 0) : left + round(2 * side)]
+                inside = square_of(shot.rgb, left, top, round(2 * side))
                 small = cv2.resize(inside, (_DONOR_PX, _DONOR_PX), interpolation=cv2.INTER_AREA)
                 path = options.out / f"{stem}.jpg"
                 cv2.imwrite(str(path), small[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])

@@ -47,6 +47,7 @@ FAR_ROLL_DEG = 30.0
 SHUT = 0.125  # lid gap over eye width; open eyes have about 0.28, a squinting laugh 0.10 to 0.18
 SHOWS_TEETH = 0.12
 COVERED_CHROMA, COVERED_LIPS = 12.0, 3.0  # CIELAB: chin unlike brow, and lips unlike lips
+GRAY = 2.0  # CIELAB chroma that 95 % of a face stay below; of 149 clips the palest has 3.1, 144 have more than 11
 OTHER_PERSON, DOUBTFUL_PERSON = (
     0.33,
     0.42,
@@ -231,6 +232,8 @@ class Look:
     """CIELAB a* of the lips minus that of the skin around them."""
     chin_chroma: float
     """CIELAB chroma distance between the skin around the mouth and that between the eyes."""
+    chroma: float
+    """95th percentile of the face's CIELAB chroma: below `GRAY` the photo is black and white."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -315,6 +318,8 @@ def check(rgb: Image, tracker: FaceFinder, name: str = "photo") -> CheckedPhoto:
         cautions.append("dark glasses or a deep shadow hide the eyes")
     if look.chin_chroma > COVERED_CHROMA and look.lip_red < COVERED_LIPS:
         cautions.append("the mouth seems covered (a mask, a scarf, a hand?)")
+    if look.chroma < GRAY:
+        cautions.append("it is black and white, and so the avatar will be")
     for reason in reversed(refusals):
         photo = photo.refused(reason)
     for caution in cautions:
@@ -323,10 +328,15 @@ def check(rgb: Image, tracker: FaceFinder, name: str = "photo") -> CheckedPhoto:
 
 
 def compare(photos: Sequence[CheckedPhoto], embedder: Embedder | None = None) -> list[CheckedPhoto]:
-    """The same photos after what only the group tells: another person, a covered mouth, eyes always shut."""
+    """The same photos after what only the group tells: another person, no colour, a covered mouth, eyes always shut."""
     judged = list(photos)
     if embedder is not None:
         judged = _without_strangers(judged, embedder)
+    gray = [photo for photo in _usable(judged) if photo.look and photo.look.chroma < GRAY]
+    if len(gray) < len(_usable(judged)):  # the two would be pieced together in one face
+        for photo in gray:
+            refused = replace(photo, reasons=()).refused("it is black and white, and other photos of yours are not")
+            judged[judged.index(photo)] = refused
     usable = _usable(judged)
     if len(usable) >= 3:
         usual = float(np.median([photo.look.lip_red for photo in usable if photo.look]))
@@ -475,6 +485,7 @@ def measure(rgb: Image, face: Face) -> Look:
         teeth=float(white[inside].mean()) if gap > 0.05 and inside.sum() > 8 else 0.0,
         lip_red=float((_median(lab, on_lips) - _median(lab, beside_lips))[1]),
         chin_chroma=float(np.hypot(*chroma)),
+        chroma=float(np.percentile(np.hypot(lab[..., 1], lab[..., 2])[skin], 95)),
     )
 
 
