@@ -642,6 +642,12 @@ def home() -> Path:
     return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "understudy"
 
 
+def own_config() -> Path | None:
+    """The user's own settings, in that folder; None where there are none."""
+    own = home() / "config.toml"
+    return own if own.is_file() else None
+
+
 def place(name: str) -> Path:
     """Where the avatar called `name` is kept."""
     return home() / "avatars" / (check_name(name) + SUFFIX)

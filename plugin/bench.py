@@ -29,16 +29,16 @@ from numpy.typing import NDArray
 from engine import avatar as avatars
 from engine.avatar import Avatar
 from engine.backends import Backend, Tensors, UnavailableError
-from engine.backends.openvino import OpenVino, core
+from engine.backends.openvino import OpenVino, core, has_bf16
 from engine.base import Base, open_base
 from engine.compositor import to_i420
 from engine.config import Config, load
-from engine.frames import Face, Frame, NoFace
+from engine.frames import Face, Frame, Image, NoFace
 from engine.renderer import Renderer
 from engine.tracker import Smoother, Tracker
 from plugin import demo as demos
 from plugin import roofline
-from plugin.meter import Meter
+from plugin.meter import Meter, rss_mb
 from plugin.render import read_faces, with_options
 
 Device = Literal["cpu", "cuda"]
@@ -67,11 +67,6 @@ def bench_avatar(out: Path, base: Base, config: Config) -> tuple[Avatar, Path]:
     return avatars.load(path, base.sha256), path
 
 
-def _rss_mb() -> float:
-    with Path("/proc/self/statm").open() as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
-
-
 class _Timed:
     """A backend that tells how long it takes."""
 
@@ -93,7 +88,7 @@ class _Timed:
 def precisions(base: Base) -> list[Precision]:
     """What this processor computes the base in, the one that "auto" takes first."""
     able: list[Precision] = ["int8"] if base.ranges else []
-    if "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+    if has_bf16():
         able.append("bf16")
     return [*able, "f32"]
 
@@ -159,15 +154,15 @@ def pipelined(
     return len(waited_ms) / (time.perf_counter() - began), float(np.median(waited_ms))
 
 
+def as_webcam(rgb: Image) -> Image:
+    """The avatar as a webcam would see it: 480 px high, in a 640 x 480 frame."""
+    shot = cv2.resize(rgb, (480, 480), interpolation=cv2.INTER_AREA)
+    return np.asarray(cv2.copyMakeBorder(shot, 0, 0, 80, 80, cv2.BORDER_REPLICATE), np.uint8)
+
+
 def _webcam_frames(renderer: Renderer, count: int) -> list[Frame]:
-    """Pictures as a webcam would give them: the avatar, 480 px high, in a 640 x 480 frame."""
     faces, fps = read_faces(demos.ASSETS / "talking.npz")
-    frames = []
-    for number in range(count):
-        shot = cv2.resize(renderer.draw(faces[number % len(faces)]).rgb, (480, 480), interpolation=cv2.INTER_AREA)
-        wide = cv2.copyMakeBorder(shot, 0, 0, 80, 80, cv2.BORDER_REPLICATE)
-        frames.append(Frame(np.asarray(wide, np.uint8), number / fps))
-    return frames
+    return [Frame(as_webcam(renderer.draw(faces[number % len(faces)]).rgb), number / fps) for number in range(count)]
 
 
 def _later(frames: Sequence[Frame], begin_s: float, count: int) -> Iterable[Frame]:
@@ -217,9 +212,9 @@ def measure(
             fps, waited_ms = max(runs)
             told["piped"][name] = {"fps": fps, "latency_ms": waited_ms}
         name = f"{sizes[0]} {best}"
-        before_mb = _rss_mb()
+        before_mb = rss_mb()
         _loop(_later(frames, 1e5, long_run), eyes[name], renderers[name], Meter(), name)
-        told["memory"] = {"frames": long_run, "before_mb": before_mb, "after_mb": _rss_mb()}
+        told["memory"] = {"frames": long_run, "before_mb": before_mb, "after_mb": rss_mb()}
     told["cores"] = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     other = _renderer(avatar, base, config, sizes[0], best)
     told["switch_ms"] = _switch_ms(renderers[name], other)

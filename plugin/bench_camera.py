@@ -16,7 +16,6 @@ import sys
 import time
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from engine.base import open_base
@@ -24,7 +23,8 @@ from engine.config import load
 from engine.frames import Frame
 from engine.renderer import Renderer
 from plugin import demo as demos
-from plugin.bench import bench_avatar
+from plugin.bench import as_webcam, bench_avatar
+from plugin.meter import rss_mb
 from plugin.render import read_faces, with_options
 from plugin.sinks import FileSink
 
@@ -45,9 +45,7 @@ def driving_clip(out: Path) -> tuple[str, Path]:
                 # There and back, so that the clip can start again without a jump.
                 place = number % (2 * len(faces) - 2)
                 face = faces[min(place, 2 * len(faces) - 2 - place)]
-                shot = cv2.resize(renderer.draw(face).rgb, (480, 480), interpolation=cv2.INTER_AREA)
-                wide = cv2.copyMakeBorder(shot, 0, 0, 80, 80, cv2.BORDER_REPLICATE)
-                sink.send(Frame(np.asarray(wide, np.uint8), number / FPS))
+                sink.send(Frame(as_webcam(renderer.draw(face).rgb), number / FPS))
     return avatar.name, clip
 
 
@@ -80,7 +78,7 @@ def run(avatar: str, clip: Path, seconds: float, size: str, began_s: float) -> d
                     "p95_ms": status.glass_p95_ms,
                     "stages_ms": status.stages_ms,
                     "queue_ms": status.queue_ms,
-                    "memory_mb": _rss_mb(),
+                    "memory_mb": rss_mb(),
                 }
             )
         passed_s = time.monotonic() - wall
@@ -96,11 +94,6 @@ def run(avatar: str, clip: Path, seconds: float, size: str, began_s: float) -> d
             "drops": status.drops,
             "rows": rows,
         }
-
-
-def _rss_mb() -> float:
-    with Path("/proc/self/statm").open() as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
 def table(told: dict) -> str:

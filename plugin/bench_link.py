@@ -18,7 +18,6 @@ import itertools
 import json
 import math
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -36,6 +35,7 @@ from engine.codec import DEFAULT, MAX_FRAMES, QUALITIES, TIME_WRAP_S, CodecError
 from engine.frames import Face, NoFace
 from engine.motion import to_head
 from plugin.jitter import Jitter, between
+from plugin.meter import rss_mb
 from plugin.netns import LinkProcess
 from plugin.render import read_faces
 from plugin.routes import CLOCK_HZ
@@ -173,10 +173,9 @@ async def _send(options: argparse.Namespace) -> None:
 
 def _footprint() -> dict[str, Any]:
     """What this process holds now."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
     return {
         "at_s": time.monotonic(),
-        "rss_mb": round(pages * resource.getpagesize() / 1e6, 2),
+        "rss_mb": round(rss_mb(), 2),
         "files": len(list(Path("/proc/self/fd").iterdir())),
         "tasks": len(asyncio.all_tasks()),
         "cpu_s": round(time.process_time(), 2),

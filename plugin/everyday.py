@@ -51,8 +51,7 @@ def configured(
     path: Path | None, profile: str, avatar: str | None, webcam: str | None, size: str | None, device: str | None
 ) -> Config:
     """The configuration with what the command line says of `[camera]`; without `path` the user's own, if there is."""
-    own = avatars.home() / "config.toml"
-    config = load(path or (own if own.is_file() else None), profile)
+    config = load(path or avatars.own_config(), profile)
     given = {"avatar": avatar, "name": webcam, "size_px": size, "device": device}
     changed: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     return replace(config, camera=replace(config.camera, **changed))

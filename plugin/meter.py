@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 
@@ -47,6 +49,11 @@ class Meter:
             f"{name:<12} {one['median_ms']:7.2f} ms   p95 {one['p95_ms']:7.2f} ms   {one['count']:.0f} x"
             for name, one in self.summary().items()
         ]
+
+
+def rss_mb() -> float:
+    """What this process holds in memory now (Linux)."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
 class Rolling:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import openvino as ov
 
-from engine.backends.openvino import convolutions, core
+from engine.backends.openvino import convolutions, core, has_bf16
 
 _FREE = {"Const", "Input", "Output", "Reshape", "Parameter", "Result"}
 _CHANNELS, _SIDE, _LAYERS = 128, 64, 8
@@ -94,9 +94,7 @@ def _convolving(precision: str, threads: int) -> ov.InferRequest:
     # Averaged away: writing the last one out in another order is no part of the measurement.
     last = op.reduce_mean(flowing, op.constant(np.array([2, 3])), True)
     model = ov.Model([op.result(last)], [given])  # pyright: ignore[reportGeneralTypeIssues]
-    floats = "f32" if precision == "f32" else "bf16"
-    if "BF16" not in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-        floats = "f32"
+    floats = "bf16" if precision != "f32" and has_bf16() else "f32"
     settings = {"INFERENCE_PRECISION_HINT": floats, "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1}
     request = core().compile_model(model, "CPU", settings).create_infer_request()
     request.infer()

@@ -16,7 +16,8 @@ import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
-Tensors = Mapping[str, NDArray[np.generic]]
+from engine.backends import Tensors
+
 Ranges = Mapping[str, tuple[float, float]]
 """Between which values the input of a convolution lies, by its name."""
 
@@ -30,6 +31,11 @@ def core() -> ov.Core:
     other signal that Python has a handler for) ends the process with a segmentation fault.
     """
     return ov.Core()
+
+
+def has_bf16() -> bool:
+    """Whether the processor computes in bfloat16."""
+    return "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 class OpenVino:
@@ -63,12 +69,11 @@ class OpenVino:
         names = [port.any_name for port in graph.outputs]
         settings: dict[str, object] = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1}
         if device == "CPU":
-            has_bf16 = "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-            if precision == "bf16" and not has_bf16:
+            if precision == "bf16" and not has_bf16():
                 raise ValueError("this processor does not compute in bf16: ask for f32 or auto")
             if precision == "int8" and not ranges:
                 raise ValueError("this base model was not measured for int8: ask for bf16, f32 or auto")
-            floats = "bf16" if precision != "f32" and has_bf16 else "f32"
+            floats = "bf16" if precision != "f32" and has_bf16() else "f32"
             settings["INFERENCE_PRECISION_HINT"] = floats
             self.precision = floats
             if ranges and precision in ("auto", "int8"):

@@ -17,10 +17,9 @@ class UnreadableError(ValueError):
 
 def settings_path(request: Request) -> Path | None:
     """None: the shipped ones."""
-    from engine.avatar import home
+    from engine.avatar import own_config
 
-    own = home() / "config.toml"
-    return request.config or (own if own.is_file() else None)
+    return request.config or own_config()
 
 
 def read_settings(request: Request) -> Config:

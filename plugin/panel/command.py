@@ -16,8 +16,7 @@ from plugin.webcam import ClipCamera, LiveSource, Webcam, list_cameras
 
 def panel(config_path: Path | None, profile: str, port: int | None, clip: Path | None, browser: bool) -> None:
     """Serve until interrupted. `clip` plays instead of the webcam. Raises `ValueError`/`OSError` with one sentence."""
-    own = avatars.home() / "config.toml"
-    config_path = config_path or (own if own.is_file() else None)
+    config_path = config_path or avatars.own_config()
     config = configured(config_path, profile, None, None, None, None)
     if port is not None and not 0 <= port <= 65535:
         raise ValueError(f"--port is {port}, not between 0 and 65535")
