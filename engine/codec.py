@@ -507,9 +507,11 @@ class Encoder:
             raise ValueError("there is no header yet: no face was seen")
         return self._next_packet
 
-    def encode(self, faces: Sequence[Face | NoFace]) -> bytes:
+    def encode(self, faces: Sequence[Face | NoFace], most_bytes: int = MAX_PACKET_BYTES) -> bytes:
         """One packet of 1 to `MAX_FRAMES` frames that follow each other.
 
+        One of no more than `most_bytes`, if that can be: at the best quality up to `quality` that fits, and where none
+        does, of the newest half of the frames, and so on; at the least the newest frame alone at quality 0.
         Raises `ValueError` on times that do not grow, and on numbers that no face has.
         """
         if not 1 <= len(faces) <= MAX_FRAMES:
@@ -529,6 +531,22 @@ class Encoder:
                 raise ValueError(f"a picture of {face.size_px} pixels has no place in a header")
         if seen:
             self._look(seen)
+        packet = self._smallest(faces, most_bytes)
+        while len(packet) > most_bytes and len(faces) > 1:
+            faces = faces[len(faces) // 2 :]
+            packet = self._smallest(faces, most_bytes)
+        self._sequence = (self._sequence + len(faces)) % SEQUENCE_WRAP
+        return packet
+
+    def _smallest(self, faces: Sequence[Face | NoFace], most_bytes: int) -> bytes:
+        """At the best quality that keeps within `most_bytes`, or at the worst."""
+        for quality in range(self.quality, 0, -1):
+            packet = self._packet(faces, quality)
+            if len(packet) <= most_bytes:
+                return packet
+        return self._packet(faces, 0)
+
+    def _packet(self, faces: Sequence[Face | NoFace], quality: int) -> bytes:
         symbols = Symbols()
         symbols.put(len(faces) - 1, COUNTS)
         before = -1
@@ -539,14 +557,16 @@ class Encoder:
             if level != before:
                 symbols.put(level, SEEN)
             before = level
+        times = [round(face.time_s * 1000) for face in faces]
+        intervals = [after - before for before, after in itertools.pairwise(times)]
         expected = [_FIRST_INTERVAL_MS, *intervals]
         changes = [now - then for then, now in zip(expected, intervals, strict=False)]
         symbols.put_differences(changes, [self._coder.times] * len(changes))
+        seen = [face for face in faces if isinstance(face, Face)]
         if seen:
-            self._coder.put(symbols, self._quantised(seen), self.quality)
+            self._coder.put(symbols, self._quantised(seen, quality), quality)
         fixed = 1 << 24 | self._sequence << 16 | times[0] % (1 << 16)
-        self._sequence = (self._sequence + len(faces)) % SEQUENCE_WRAP
-        first = VERSION << 6 | self.quality << 3 | self._now.number
+        first = VERSION << 6 | quality << 3 | self._now.number
         return bytes([first]) + to_bytes(symbols.integer(fixed))
 
     def _look(self, seen: list[Face]) -> None:
@@ -581,14 +601,14 @@ class Encoder:
         self._next_packet = self._headers.encode(number, to_head(face), face.size_px)
         self._next = self._headers.decode(self._next_packet)
 
-    def _quantised(self, seen: list[Face]) -> Levels:
+    def _quantised(self, seen: list[Face], quality: int) -> Levels:
         """`[N, P]`: closed-loop, each frame on the grid around its prediction."""
         basis, neutral = self._basis, self._now.neutral
-        wanted = parameters(seen, neutral, self._analysis) / basis.steps[self.quality]
+        wanted = parameters(seen, neutral, self._analysis) / basis.steps[quality]
         wanted = np.clip(wanted, -LEVEL_LIMIT, LEVEL_LIMIT)
         levels = np.zeros(wanted.shape, np.int64)
         for order in frame_order(len(seen)):
-            predicted = predict(basis, levels, self.quality, order)
+            predicted = predict(basis, levels, quality, order)
             levels[order[0]] = np.clip(nearest(wanted[order[0]], predicted), -LEVEL_LIMIT, LEVEL_LIMIT)
         return levels
 

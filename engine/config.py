@@ -91,6 +91,9 @@ class Camera:
     steadiness: Annotated[float, Between(0.0, 1.0)]
     contact: Annotated[float, Between(0.0, 1.0)]
     wake: Annotated[float, Between(0.0, 1.0)]
+    mood: Annotated[float, Between(-1.0, 1.0)]
+    voice_lips: bool
+    microphone: str
     mirror_preview: bool
     mirror_output: bool
 
@@ -135,6 +138,7 @@ class Link:
     turn_password: str
     relay_only: bool
     route: Literal["auto", "audio", "rtp", "datachannel"]
+    face: Literal["auto", "thin"]
     share_avatar: bool
     voice_kbps: Annotated[float, Between(6.0, 24.0)]
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from engine.base import Base
-from engine.codec import DEFAULT, MAX_FRAMES, Encoder
+from engine.codec import MAX_FRAMES, Encoder
 from engine.config import Config
 from engine.frames import Face, Frame, NoFace
 from plugin import signaling
@@ -28,6 +28,7 @@ from plugin.audio import ClipVoice, Gate, Microphone, VoiceError
 from plugin.avatar_transfer import AvatarTransferError, Outgoing
 from plugin.camera import Slot, SmoothTracker
 from plugin.known import Known, Meeting
+from plugin.ladder import THIN, Ladder, Pace
 from plugin.meter import Rolling
 from plugin.pairing import Code, NobodyError, PairingError, SessionKey
 from plugin.routes import MAX_RIDER_BYTES
@@ -279,7 +280,8 @@ class Sender:
         self._ended = asyncio.Event()
         self._why = ""
         self._giving: set[asyncio.Task[None]] = set()
-        self._rate = _Rate(config.link.voice_kbps)
+        self._ladder = Ladder(config.link.voice_kbps, config.link.face)
+        self._pace = Pace()
         self.connections = 0
         """How often it was connected."""
 
@@ -353,7 +355,7 @@ class Sender:
                 self._ice,
                 self._config.link.route,
                 track,
-                voice_kbps=self._rate.voice_kbps,
+                voice_kbps=self._ladder.voice_kbps,
             )
             transport.on_state = self._state
             transport.on_message = self._message
@@ -444,18 +446,22 @@ class Sender:
             return
         if not self._faces and now - self._sent_s < _SILENCE_S:
             return
+        rung = self._ladder.rung
+        most_bytes = self._pace.most_bytes(rung, now)
+        if not most_bytes:
+            return
         self._sent_s = now
         seen = [self._faces.popleft() for _ in range(len(self._faces))] or [NoFace(now)]
         seen = [face for face in seen if now - face.time_s < _STALE_S] or seen[-1:]
-        self._encoder.quality = self._rate.quality
+        seen = self._pace.chosen(rung, seen)
+        self._encoder.quality = rung.quality
         self._meter.add("waited", (now - seen[-1].time_s) * 1e3)
         for _ in seen:
             self._meter.add("faces")
-        packet = self._encoder.encode(seen)
-        if len(packet) > MAX_RIDER_BYTES:  # many at once, after a pause: the newest few are all that counts
-            packet = self._encoder.encode(seen[-2:])
+        packet = self._encoder.encode(seen, most_bytes)
         if len(packet) <= MAX_RIDER_BYTES:
             self._transport.send_face(packet)
+            self._pace.sent(rung, len(packet), seen[-1].time_s, now)
 
     def _state(self, state: State, sentence: str) -> None:
         if state == "interrupted":
@@ -488,7 +494,7 @@ class Sender:
         """The receiver has something to draw: faces and the voice may take the line now."""
         if self._held_until_s:
             self._held_until_s = 0.0
-            self._rate.begin()
+            self._ladder.begin()
         if self._track is not None:
             self._track.is_open = True
 
@@ -500,52 +506,20 @@ class Sender:
             if self._transport is None:
                 continue
             told = self._transport.stats()
-            self._transport.voice_kbps = self._rate.learn(told["rtt_ms"], told["loss"])
+            self._transport.voice_kbps = self._ladder.learn(told["rtt_ms"], told["loss"])
             counted = {name: told[name]["out_bytes"] for name in ("face", "voice", "wire")}
             kbps = {name: 8e-3 * (count - last.get(name, 0)) for name, count in counted.items()}
             last = counted
             tracker = self._meter.summary().get("tracker", (0.0, 0.0))[0]
             rtt = "" if told["rtt_ms"] is None else f" | rtt {told['rtt_ms']:.0f} ms"
+            face = "thin face" if self._ladder.rung is THIN else "face"
             loss = "" if told["loss"] is None else f", lost {100 * told['loss']:.0f} %"
             self._say(
-                f"\r{told['state']} | {self._meter.rate('faces'):4.1f} faces/s by {told['route']} | face "
+                f"\r{told['state']} | {self._meter.rate('faces'):4.1f} faces/s by {told['route']} | {face} "
                 f"{max(kbps['face'], 0):.1f}, voice {max(kbps['voice'], 0):.1f}, all {max(kbps['wire'], 0):.1f} kbit/s"
                 f"{rtt}{loss} | tracker {tracker:.0f} ms | avatar {self._outgoing.sent_bytes // 1000} kB sent"
                 + (f" | {self._watches.problem}" if self._watches.problem else "")
             )
-
-
-class _Rate:
-    """What the line bears: less of the voice and of the face's finer parts while it is slow or loses much."""
-
-    def __init__(self, most_kbps: float) -> None:
-        self._most_kbps = most_kbps
-        self.voice_kbps = 6.0
-        self.quality = DEFAULT
-        """Never better: a lively face would take more than 5 kbit/s beside the voice."""
-        self._least_rtt_ms = float("inf")
-        self._good = 0
-
-    def begin(self) -> None:
-        """The avatar's preview is through: the voice need not make room for it any longer."""
-        if self._least_rtt_ms < 150:
-            self.voice_kbps = max(self.voice_kbps, min(12.0, self._most_kbps))
-
-    def learn(self, rtt_ms: float | None, loss: float | None) -> float:
-        """Once a second; the voice's rate from now on."""
-        if rtt_ms is not None:
-            self._least_rtt_ms = min(self._least_rtt_ms * 1.002, rtt_ms)
-        slow = rtt_ms is not None and rtt_ms > 1.5 * self._least_rtt_ms + 80
-        if slow or (loss is not None and loss > 0.1):
-            self._good = 0
-            self.voice_kbps, self.quality = max(self.voice_kbps * 0.7, 6.0), max(self.quality - 1, 2)
-        else:
-            self._good += 1
-            if self._good % 8 == 0:
-                self.voice_kbps = min(self.voice_kbps + 2.0, self._most_kbps)
-                self.quality = min(self.quality + 1, DEFAULT)
-        self.voice_kbps = round(self.voice_kbps)
-        return self.voice_kbps
 
 
 def _plain(payload: bytes) -> str:

@@ -145,6 +145,20 @@ def test_25_faces_a_second_are_3_kilobits() -> None:
     assert sent * 8 / (len(faces) / 25) < 3500
 
 
+@pytest.mark.parametrize("most_bytes", [12, 16, 20, 25, 40])
+def test_a_packet_keeps_within_its_bytes(most_bytes: int) -> None:
+    """By a coarser quality, and where the coarsest is too large, by fewer faces: the newest."""
+    encoder, decoder = pair(QUALITIES - 1)
+    faces = talking()[40:44]
+    packet = encoder.encode(faces, most_bytes)
+    coded = decoder.decode(packet)
+    assert len(packet) <= most_bytes or (len(coded) == 1 and packet[0] >> 3 & 7 == 0)
+    assert len(packet) > most_bytes - 12
+    assert coded[-1].time_s == pytest.approx(faces[-1].time_s, abs=6e-4)
+    (after,) = decoder.decode(encoder.encode(faces[-1:]))
+    assert after.sequence == len(coded), "what was tried and not sent is not counted"
+
+
 def test_nobody_costs_next_to_nothing() -> None:
     encoder, decoder = Encoder(), Decoder()
     packet = encoder.encode([NoFace(0.04 * k) for k in range(MAX_FRAMES)])

@@ -1,4 +1,4 @@
-"""The sending loop's parts: whom it means, where it looks, what it sees, and what the line bears."""
+"""The sending loop's parts: whom it means, where it looks, what it sees, and what it is told."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engine.codec import DEFAULT
 from engine.config import Config, load
 from engine.frames import Face, Frame, NoFace
 from plugin import sender as sending
@@ -198,28 +197,7 @@ def test_a_drive_that_is_none_is_one_sentence(config: Config, tmp_path: Path) ->
             open_drive(tmp_path / name, config, Rolling())
 
 
-# --- what the line bears ---
-
-
-def test_a_slow_or_lossy_line_gets_less_and_a_good_one_more_again() -> None:
-    rate = sending._Rate(24.0)
-    begun = rate.voice_kbps
-    for _ in range(10):
-        rate.learn(40.0, 0.0)
-    assert rate.voice_kbps > begun
-    for _ in range(12):
-        rate.learn(600.0, 0.0)
-    assert rate.voice_kbps == 6 and rate.quality == 2
-    for _ in range(200):
-        rate.learn(41.0, 0.01)
-    assert rate.voice_kbps == 24 and rate.quality == DEFAULT
-    for _ in range(12):
-        rate.learn(41.0, 0.3)
-    assert rate.voice_kbps == 6
-    fresh = sending._Rate(8.0)
-    fresh.learn(40.0, 0.0)
-    fresh.begin()
-    assert fresh.voice_kbps == 8.0
+# --- what it is told ---
 
 
 def test_what_the_other_end_says_is_fit_for_a_terminal() -> None:
