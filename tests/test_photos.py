@@ -292,6 +292,8 @@ def test_several_faces(face_photo, turned_photo, tracker, make_face):
         ({"yaw_deg": -60}, "turned 60 degrees aside"),
         ({"pitch_deg": 35}, "looks 35 degrees up"),
         ({"pitch_deg": -35}, "looks 35 degrees down"),
+        ({"roll_deg": 90}, "turn it upright"),
+        ({"roll_deg": -178}, "turn it upright"),
         ({"scale": 3}, "pixels high, at least 90 are needed"),
         ({"center_px": (240, 128)}, "outside the picture"),
     ],

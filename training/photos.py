@@ -43,7 +43,7 @@ ONE_SIDED = 2.2  # factors of two between the cheeks, in linear light; 2 % of th
 DARK_EYES = 0.4  # of 250 invented faces only three in dark glasses and one in hard shadow lie below
 MAX_YAW_DEG, FAR_YAW_DEG = 45.0, 35.0
 MAX_PITCH_DEG, FAR_PITCH_DEG = 30.0, 23.0
-FAR_ROLL_DEG = 30.0
+MAX_ROLL_DEG, FAR_ROLL_DEG = 60.0, 30.0  # beyond, it is the photo that lies on its side
 SHUT = 0.125  # lid gap over eye width; open eyes have about 0.28, a squinting laugh 0.10 to 0.18
 SHOWS_TEETH = 0.12
 COVERED_CHROMA, COVERED_LIPS = 12.0, 3.0  # CIELAB: chin unlike brow, and lips unlike lips
@@ -298,7 +298,9 @@ def check(rgb: Image, tracker: FaceFinder, name: str = "photo") -> CheckedPhoto:
         refusals.append(f"the head looks {abs(look.pitch_deg):.0f} degrees {way}, more than {MAX_PITCH_DEG:.0f}")
     elif abs(look.pitch_deg) > FAR_PITCH_DEG:
         cautions.append(f"the head looks far {'up' if look.pitch_deg > 0 else 'down'}")
-    if abs(look.roll_deg) > FAR_ROLL_DEG:
+    if abs(look.roll_deg) > MAX_ROLL_DEG:
+        refusals.append("the photo lies on its side, or upside down: turn it upright")
+    elif abs(look.roll_deg) > FAR_ROLL_DEG:
         cautions.append(f"the head is tilted by {abs(look.roll_deg):.0f} degrees")
     if look.light < TOO_DARK:
         refusals.append("the face is too dark: turn towards a window or a lamp")
