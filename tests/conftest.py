@@ -12,11 +12,17 @@ from numpy.typing import NDArray
 from PIL import Image as Pillow
 
 from engine.avatar import Avatar, Reference
+from engine.backends.cuda import has_driver
 from engine.base import Base
 from engine.frames import Face, Image, Points
 from engine.tracker import canonical_face, fit_pose
 
 FACES = Path(__file__).parent / "faces"
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("needs_gpu") and not has_driver():
+        pytest.skip("there is no NVIDIA driver here")
 
 
 def photo(name: str) -> Image:
