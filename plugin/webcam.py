@@ -232,11 +232,16 @@ class ClipCamera:
     def read(self) -> Frame:
         if self._frames is None:
             raise CameraLostError(f"the clip {self.name} is not open")
-        frame = next(self._frames, None)
+        try:
+            frame = next(self._frames, None)
+            if frame is None:
+                self._began_s += self._clip.duration_s
+                self._frames = iter(self._clip)
+                frame = next(self._frames, None)
+        except ValueError as error:
+            raise CameraLostError(str(error)) from error
         if frame is None:
-            self._began_s += self._clip.duration_s
-            self._frames = iter(self._clip)
-            frame = next(self._frames)
+            raise CameraLostError(f"the clip {self.name} holds no picture any more")
         due = self._began_s + frame.time_s
         wait_s = due - self._clock()
         if wait_s > 0:

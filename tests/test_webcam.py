@@ -349,6 +349,21 @@ def test_a_clip_played_over_and_over_keeps_no_picture(tmp_path: Path) -> None:
     assert kept == []
 
 
+def test_a_clip_that_goes_while_it_plays_is_a_lost_camera(tmp_path: Path) -> None:
+    now = iter(range(50, 10_000))
+    path = write_gradient_clip(tmp_path / "clip.mp4", count=4)
+    whole = path.read_bytes()
+    camera = ClipCamera(path, lambda: float(next(now)))
+    camera.open()
+    path.unlink()
+    with pytest.raises(CameraLostError, match="not a video that can be read"):
+        camera.read()
+    path.write_bytes(whole)
+    camera.open()
+    assert camera.read().rgb.any(), "and it is back"
+    camera.close()
+
+
 def test_clip_goes_on_after_sleep_instead_of_racing(tmp_path: Path) -> None:
     now = [50.0]
     camera = ClipCamera(write_gradient_clip(tmp_path / "clip.mp4", count=4), lambda: now[0])
