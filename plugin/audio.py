@@ -151,6 +151,17 @@ def _devices() -> Any:
     return sounddevice
 
 
+def _started(devices: Any, kind: Callable[..., Any], callback: Callable[..., None], what: str) -> Any:
+    """A stream of the default device, at work. Raises `VoiceError`."""
+    try:
+        stream = kind(RATE_HZ, _CHUNK, channels=1, dtype="int16", latency="low", callback=callback)
+        stream.start()
+    except (devices.PortAudioError, ValueError) as error:
+        why = str(error).partition("\n")[0][:120]
+        raise VoiceError(f"there is no {what} that can be used ({why})") from error
+    return stream
+
+
 class Microphone(MediaStreamTrack):
     """The default microphone. Opened at once: raises `VoiceError` when there is none."""
 
@@ -162,13 +173,7 @@ class Microphone(MediaStreamTrack):
         self._clock = clock
         self._feeds = asyncio.get_running_loop()
         self._heard: asyncio.Queue[AudioFrame | None] = asyncio.Queue()
-        try:
-            self._stream: sounddevice.InputStream = devices.InputStream(
-                RATE_HZ, _CHUNK, channels=1, dtype="int16", latency="low", callback=self._hear
-            )
-            self._stream.start()
-        except (devices.PortAudioError, ValueError) as error:
-            raise VoiceError(f"there is no microphone that can be used ({_first_line(error)})") from error
+        self._stream: sounddevice.InputStream = _started(devices, devices.InputStream, self._hear, "microphone")
 
     def _hear(self, samples: Samples, count: int, at: Any, status: Any) -> None:
         # `at` is on PortAudio's clock: only its distance from now carries over to ours.
@@ -258,13 +263,7 @@ class Loudspeaker:
     def __init__(self, timeline: Timeline, clock: Callable[[], float] = time.monotonic) -> None:
         devices = _devices()
         self._timeline, self._clock = timeline, clock
-        try:
-            self._stream: sounddevice.OutputStream = devices.OutputStream(
-                RATE_HZ, _CHUNK, channels=1, dtype="int16", latency="low", callback=self._play
-            )
-            self._stream.start()
-        except (devices.PortAudioError, ValueError) as error:
-            raise VoiceError(f"there is no loudspeaker that can be used ({_first_line(error)})") from error
+        self._stream: sounddevice.OutputStream = _started(devices, devices.OutputStream, self._play, "loudspeaker")
 
     def _play(self, out: Samples, count: int, at: Any, status: Any) -> None:
         heard_s = self._clock() + max(at.outputBufferDacTime - at.currentTime, 0.0)
@@ -355,7 +354,3 @@ def join(video: Path, sound: Path) -> None:
 
 def _decoded_s(packet: av.Packet) -> float:
     return float((packet.dts or 0) * (packet.time_base or _TIME_BASE))
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0][:120]

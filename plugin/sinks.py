@@ -1,4 +1,4 @@
-"""Last stage: frames leave through one `send(frame)`: into an MP4, a folder of PNGs, or nowhere."""
+"""Last stage: frames leave through one `send(frame)`: a virtual camera, an MP4, a folder of PNGs, or nowhere."""
 
 from __future__ import annotations
 
@@ -443,9 +443,9 @@ class VirtualCamera:
                 v4l2.take_again(Path(self.name), ours=True)
 
 
-MODPROBE = (
-    "sudo modprobe v4l2loopback devices=1 video_nr=10 card_label=Understudy exclusive_caps=1 (and before that, once: "
-    "sudo apt install v4l2loopback-dkms, or your system's package of that name)"
+_MODPROBE = (
+    f"{v4l2.modprobe()} (and before that, once: sudo apt install v4l2loopback-dkms, or your system's package of that "
+    "name)"
 )
 
 
@@ -458,7 +458,7 @@ def what_to_do(message: str, system: str) -> str:
     device = (re.search(r"/dev/\w+", message) or [""])[0]
     for pattern, sentence in _REMEDIES.get(system, ()):
         if re.search(pattern, told, re.IGNORECASE):
-            return sentence.format(device=device, modprobe=MODPROBE, told=told)
+            return sentence.format(device=device, modprobe=_MODPROBE, reload=v4l2.reload())
     return f"the virtual camera cannot be used ({told}); `understudy doctor` looks for the cause"
 
 
@@ -473,8 +473,7 @@ _REMEDIES: dict[str, tuple[tuple[str, str], ...]] = {
         (
             r"(busy|could not be opened|VIDIOC_S_FMT|already in use)",
             "the virtual camera {device} is in use, or keeps the size of the last program: close what shows it "
-            "(browser, call, another Understudy), or reload it: sudo modprobe -r v4l2loopback && "
-            "sudo modprobe v4l2loopback exclusive_caps=1 card_label=Understudy",
+            "(browser, call, another Understudy), or reload it: {reload}",
         ),
         (
             r"not a (V4L2|video output) device|capabilities",

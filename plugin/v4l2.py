@@ -20,6 +20,9 @@ CAPTURE = 0x1
 OUTPUT = 0x2
 CAPTURE_PLANES = 0x1000
 LOOPBACK_DRIVER = "v4l2 loopback"
+LABEL = "Understudy"
+NUMBER = 10
+"""The first /dev/videoN that is proposed: high enough not to take the number of a webcam that is plugged in later."""
 
 _DEVICE_CAPS = 0x8000_0000  # V4L2_CAP_DEVICE_CAPS: the device tells its own capabilities apart from its driver's
 _BUFFER_CAPTURE, _BUFFER_OUTPUT = 1, 2  # V4L2_BUF_TYPE_VIDEO_...
@@ -150,6 +153,21 @@ def _fastest(handle: int, fourcc: int, width: int, height: int) -> float:
 
 
 # --- v4l2loopback -------------------------------------------------------------------------------------------
+
+
+def options(number: int = NUMBER) -> str:
+    """The module's options: one device under our name, that browsers take for a camera."""
+    return f"devices=1 video_nr={number} card_label={LABEL} exclusive_caps=1"
+
+
+def modprobe(number: int = NUMBER) -> str:
+    """What to type to load the module."""
+    return f"sudo modprobe v4l2loopback {options(number)}"
+
+
+def reload() -> str:
+    """The same for a module that is loaded in another way."""
+    return f"sudo modprobe -r v4l2loopback && {modprobe()}"
 
 
 def video_devices() -> list[Path]:

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from typing import Self
 
 import cv2
 
 from engine.frames import Frame
+from plugin.window import can_show
 
 
 class WindowSink:
     """Shows frames in a window; all calls from one thread. Raises `OSError` without a screen, or when it is closed."""
 
     def __init__(self, title: str = "Understudy") -> None:
-        if sys.platform.startswith("linux") and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
-            raise OSError("there is no screen to open a window on: use --out FILE.mp4, --camera or --null")
+        if refusal := can_show():
+            raise OSError(f"{refusal}; or use --out FILE.mp4, --camera or --null")
         self._title = title
         self._open = False
 

@@ -49,6 +49,7 @@ _CURES = (
 )
 _SMALL_PX = (160, 90)
 """Pictures are compared at this size."""
+_LIMIT_S = 30.0
 _LIVE_S, _PATIENCE_S = 3.0, 8.0
 _CAMERA_S = 1.5
 _GOOD_SHARE, _USABLE_FPS = 0.9, 12.0
@@ -695,8 +696,6 @@ class SelfTest:
             )
         return green(f"{name}: {fps:g} pictures a second, brightness {told['brightness']:.0f} of 255", **told)
 
-
-_LIMIT_S = 30.0
 
 if __name__ == "__main__":
     main(sys.argv[1:])

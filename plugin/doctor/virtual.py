@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
+from plugin import v4l2
 from plugin.doctor.cameras import Device, devices, holders
 from plugin.doctor.findings import Check, Finding, Request, green, red, yellow
 from plugin.doctor.settings import read_settings
 from plugin.doctor.system import System
+from plugin.v4l2 import LABEL, NUMBER, options, reload
 
-LABEL = "Understudy"
-NUMBER = 10
-"""The first /dev/videoN that is proposed: high enough not to take the number of a webcam that is plugged in later."""
 _PACKAGES = {
     "debian": "sudo apt install v4l2loopback-dkms linux-headers-{release}",
     "fedora": "sudo dnf install akmod-v4l2loopback   (from RPM Fusion)",
@@ -35,21 +33,11 @@ _FLATPAKS = (
 # --- Linux ---
 
 
-def options(number: int = NUMBER) -> str:
-    """The module's options: one device under our name, that browsers take for a camera."""
-    return f"devices=1 video_nr={number} card_label={LABEL} exclusive_caps=1"
-
-
 def modprobe(system: System) -> str:
     """What loads it, with the first free device number from `NUMBER` on."""
     taken = {one.path.name for one in devices(system)}
     number = next(number for number in range(NUMBER, NUMBER + 1000) if f"video{number}" not in taken)
-    return f"sudo modprobe v4l2loopback {options(number)}"
-
-
-def reload() -> str:
-    """The same for a module that is loaded in another way."""
-    return f"sudo modprobe -r v4l2loopback && sudo modprobe v4l2loopback {options()}"
+    return v4l2.modprobe(number)
 
 
 def loaded(system: System) -> bool:
@@ -299,7 +287,7 @@ def _device_mac(system: System) -> Finding:
         return green("the OBS camera extension is active")
     if line:
         return red("the OBS camera extension is not allowed yet", steps, extension=line.strip())
-    if Path(system.at("/Applications/OBS.app")).exists():
+    if system.at("/Applications/OBS.app").exists():
         return red("the camera of OBS was never started on this Mac", steps)
     return red("OBS is not installed (30 or newer is needed)", f"brew install --cask obs; then {steps}")
 
