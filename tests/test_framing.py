@@ -130,9 +130,18 @@ def test_blend_is_a_weighted_mean() -> None:
 
 @pytest.mark.parametrize("shape", [(360, 640), (500, 300), (9, 900), (360, 641), (1, 1)])
 def test_cover_fills_and_keeps_proportions(shape: tuple[int, int]) -> None:
-    picture = np.zeros((*shape, 3), np.uint8)
-    picture[shape[0] // 2 :, :, 1] = 255
-    assert cover(picture, (640, 360)).shape == (360, 640, 3)
+    """A white square in the middle of a grey picture is one afterwards; nothing is black."""
+    picture = np.full((*shape, 3), 90, np.uint8)
+    side = (min(shape) + 2) // 3
+    top, left = (shape[0] - side) // 2, (shape[1] - side) // 2
+    picture[top : top + side, left : left + side] = 255
+    shown = cover(picture, (640, 360))
+    assert shown.shape == (360, 640, 3) and shown.min() >= 90
+    if min(shape) > 1:
+        white = shown[..., 0] > 172
+        rows, columns = np.flatnonzero(white.any(1)), np.flatnonzero(white.any(0))
+        assert len(rows) == pytest.approx(len(columns), rel=0.04)
+        assert abs(rows.mean() - 179.5) < len(rows) / 2 and abs(columns.mean() - 319.5) < len(columns) / 2
 
 
 def test_missing_parts_are_told() -> None:

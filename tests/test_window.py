@@ -63,7 +63,7 @@ class FakeLive:
 
 
 def test_keys() -> None:
-    live, keys = FakeLive(), Keys(FakeLive())
+    live = FakeLive()
     keys = Keys(live)
     assert "neutral" in keys.press("c")
     assert live.done == ["calibrate"]
