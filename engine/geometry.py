@@ -175,8 +175,10 @@ def _grid() -> Floats:
     return np.stack(np.meshgrid(line, line), -1)
 
 
-_NEAR = cv2.getGaussianKernel(7, 0.8, cv2.CV_32F)
-_FAR = cv2.getGaussianKernel(19, 3.0, cv2.CV_32F)
+_SPREADS = [
+    (cv2.getGaussianKernel(size, sigma, cv2.CV_32F), weight)
+    for size, sigma, weight in ((7, 0.8, 1.0), (11, 1.8, 0.1), (19, 3.0, 0.002))
+]
 _SQUARE = np.ones((3, 3), np.uint8)
 _CROSS = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
 GRID = _grid()
@@ -187,7 +189,8 @@ def mesh_flows(target: Floats, references: Floats, head: Floats) -> Floats:
     """Dense maps target -> reference from the landmarks themselves: `[R, 2, 64, 64, 2]` (upper, lower).
 
     What the head's similarity leaves over at each landmark is spread by normalised convolution (Knutsson & Westin
-    1993) at two widths, so that it is exact to about half a cell on the face and eases into the similarity outside.
+    1993) at three widths: exact to about half a cell on the face, even between landmarks that a turn has drawn apart,
+    and easing into the similarity outside.
     The upper set leaves out the lower lip and lids and the other way round: where lips or lids touch, the two differ.
     """
     count = len(references)
@@ -212,9 +215,10 @@ def mesh_flows(target: Floats, references: Floats, head: Floats) -> Floats:
         for channel, values in enumerate(carried[:, members]):
             sums[:, channel] = np.bincount(splat_cell, (splat_weight * values).ravel(), GRID_PX * GRID_PX)
         sums = sums.reshape(GRID_PX, GRID_PX, -1)
-        total = cv2.sepFilter2D(sums, -1, _NEAR, _NEAR, borderType=cv2.BORDER_CONSTANT)
-        total += 0.02 * cv2.sepFilter2D(sums, -1, _FAR, _FAR, borderType=cv2.BORDER_CONSTANT)
-        spread = total[..., :-1] / (total[..., -1:] + 1e-4)
+        total = np.zeros_like(sums)
+        for kernel, weight_of_width in _SPREADS:
+            total += weight_of_width * cv2.sepFilter2D(sums, -1, kernel, kernel, borderType=cv2.BORDER_CONSTANT)
+        spread = total[..., :-1] / (total[..., -1:] + 1e-5)
         flows[:, number] = outside + spread.reshape(GRID_PX, GRID_PX, count, 2).transpose(2, 0, 1, 3)
     return flows
 

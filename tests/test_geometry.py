@@ -140,8 +140,8 @@ def test_mesh_flows_are_splat_blur_and_divide(target: Floats, references: Floats
                 for x, along in ((left, 1 - (column - left)), (left + 1, column - left)):
                     if 0 <= x < 64 and 0 <= y < 64:
                         sums[y, x] += down * along * np.array([*rest, 1])
-        total = blurred(sums, 7, 0.8) + 0.02 * blurred(sums, 19, 3.0)
-        spread = total[..., :2] / (total[..., 2:] + 1e-4)
+        total = blurred(sums, 7, 0.8) + 0.1 * blurred(sums, 11, 1.8) + 0.002 * blurred(sums, 19, 3.0)
+        spread = total[..., :2] / (total[..., 2:] + 1e-5)
         expected = applied(head[0], geometry.GRID) + spread
         assert np.abs(found[0, number] - expected).max() < 1e-4
 
