@@ -54,7 +54,7 @@ class Compositor:
         if background in {"photo", "blur"}:
             if plate is None:
                 raise ValueError(f"the background {background!r} needs the avatar's own plate, and it has none")
-            backdrop = plate.picture if plate.picture.shape == shape else cover(plate.picture, size_px)
+            backdrop = plate.picture if plate.picture.shape == shape else _square(plate.picture, size_px)
             if background == "photo":
                 side = (size_px, size_px)
                 self._kept = np.asarray(cv2.bitwise_not(cv2.resize(plate.seen, side)), np.uint8)
@@ -65,7 +65,7 @@ class Compositor:
         else:
             if image is None:
                 raise ValueError("the background 'image' needs a picture file")
-            backdrop = cover(read_picture(Path(image)), size_px)
+            backdrop = _square(read_picture(Path(image)), size_px)
         self.backdrop: Image = np.ascontiguousarray(backdrop, np.uint8)
         self._tight = _tight_curve() if edge == "tight" else None
         self._matte = np.empty(shape[:2], np.uint8)
@@ -170,15 +170,22 @@ def _local_mean(
     return np.asarray(mean, np.float32)
 
 
-def cover(rgb: Image, size_px: int) -> Image:
-    """The largest centred square of a picture, `[size_px, size_px, 3]`."""
-    height, width = rgb.shape[:2]
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    square = rgb[top : top + side, left : left + side]
-    shrinks = side >= size_px
-    resized = cv2.resize(square, (size_px, size_px), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
-    return np.ascontiguousarray(resized, np.uint8)
+def cover(rgb: Image, size_px: tuple[int, int], enlarging: int = cv2.INTER_LINEAR) -> Image:
+    """The largest centred part of a picture with the shape of `size_px` (width, height), at that size."""
+    width, height = size_px
+    have_height, have_width = rgb.shape[:2]
+    scale = max(width / have_width, height / have_height)
+    part_w, part_h = min(round(width / scale), have_width), min(round(height / scale), have_height)
+    left, top = (have_width - part_w) // 2, (have_height - part_h) // 2
+    part = rgb[top : top + part_h, left : left + part_w]
+    if part.shape[:2] == (height, width):
+        return np.ascontiguousarray(part)
+    way = cv2.INTER_AREA if scale < 1 else enlarging
+    return np.asarray(cv2.resize(np.ascontiguousarray(part), size_px, interpolation=way), np.uint8)
+
+
+def _square(rgb: Image, size_px: int) -> Image:
+    return cover(rgb, (size_px, size_px), cv2.INTER_CUBIC)  # once for a still backdrop: as sharp as can be
 
 
 def parse_color(color: str) -> tuple[int, int, int]:

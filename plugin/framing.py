@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.compositor import GREEN, Background, Matte, Plate, parse_color
+from engine.compositor import GREEN, Background, Matte, Plate, cover, parse_color
 from engine.frames import Image
 from engine.tracker import canonical_face, fit_pose
 
@@ -42,7 +42,7 @@ class Place:
 class Follow:
     """Landmarks to draw -> landmarks that stay where the square shows them well, and the square's place.
 
-    The square moves by whole pixels only (to resize a picture costs a seventh of warping it); what is left of a
+    The square moves by whole pixels only (to resize a picture costs a quarter of warping it); what is left of a
     movement is given to the landmarks, so that nothing is seen to step.
     """
 
@@ -219,17 +219,3 @@ def blend(front: Image, weight: Matte, onto: Image) -> None:
 def _smooth(share: NDArray[np.float64]) -> NDArray[np.float64]:
     share = np.clip(share, 0, 1)
     return share * share * (3 - 2 * share)
-
-
-def cover(rgb: Image, size_px: tuple[int, int]) -> Image:
-    """The largest centred part of a picture with the shape of `size_px` (width, height), at that size."""
-    width, height = size_px
-    have_height, have_width = rgb.shape[:2]
-    scale = max(width / have_width, height / have_height)
-    part_w, part_h = min(round(width / scale), have_width), min(round(height / scale), have_height)
-    left, top = (have_width - part_w) // 2, (have_height - part_h) // 2
-    part = rgb[top : top + part_h, left : left + part_w]
-    if part.shape[:2] == (height, width):
-        return np.ascontiguousarray(part)
-    way = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-    return np.asarray(cv2.resize(np.ascontiguousarray(part), size_px, interpolation=way), np.uint8)

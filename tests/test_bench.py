@@ -14,6 +14,7 @@ from engine.config import load
 from engine.frames import Face, Frame, NoFace
 from engine.renderer import Renderer
 from plugin import bench
+from plugin.render import with_options
 
 
 def frames(count: int) -> list[Frame]:
@@ -81,6 +82,5 @@ def test_every_promised_number_is_measured(measured: dict[str, Any], tiny_base: 
 
 
 def test_nothing_of_a_frame_is_kept(tiny_avatar: Avatar, tiny_base: Base) -> None:
-    config = load()
-    renderer = Renderer(tiny_avatar, tiny_base, config)
-    assert bench.allocated_kb(renderer, 30) < 200, "30 kept pictures would be 20 MB"
+    renderer = Renderer(tiny_avatar, tiny_base, with_options(load(), size_px=256))
+    assert bench.allocated_kb(renderer, 30) < 200, "30 kept pictures would be 6 MB"

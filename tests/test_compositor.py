@@ -142,10 +142,10 @@ def test_foreground_loses_the_old_background():
 
 
 def test_cover_crops_the_middle():
-    assert cover(slope(64), 128).shape == (128, 128, 3)
+    assert cover(slope(64), (128, 128)).shape == (128, 128, 3)
     tall = np.zeros((300, 100, 3), np.uint8)
     tall[100:200] = 255
-    assert (cover(tall, 50) == 255).all()
+    assert (cover(tall, (50, 50)) == 255).all()
 
 
 def test_i420_planes():

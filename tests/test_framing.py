@@ -10,9 +10,9 @@ import pytest
 from numpy.typing import NDArray
 
 from engine import geometry
-from engine.compositor import Plate
+from engine.compositor import Plate, cover
 from engine.frames import Face, Image
-from plugin.framing import Desk, Follow, Place, blend, cover
+from plugin.framing import Desk, Follow, Place, blend
 
 SQUARE = 128
 SIZES = [(640, 360), (1280, 720), (1920, 1080)]
