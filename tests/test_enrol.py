@@ -22,7 +22,8 @@ from engine.avatar import MAX_FILE_BYTES, Avatar, AvatarError, Reference
 from engine.base import Base
 from engine.config import Config, load
 from engine.frames import Face
-from engine.motion import neutrality
+from engine.motion import neutrality, to_head
+from engine.tracker import euler_deg
 from tests.clips import DEMO
 from training import enrol as enrolling
 from training.enrol import CheckedPhoto, Enrolment, Person, PersonShot, PhotoError, enrol, fine_tune, to_shots
@@ -220,6 +221,22 @@ def test_spread_begins_with_the_most_neutral_and_keeps_its_order(checked: list[C
     assert {id(photo) for photo in order} == {id(photo) for photo in checked}
     assert order[0].name == "01.jpg", "the most neutral comes first"
     assert [photo.name for photo in enrolling.spread(checked, 2)] == [photo.name for photo in order[:2]]
+
+
+def test_a_head_is_turned_as_the_angles_say(make_face: Callable[..., Face]) -> None:
+    face = to_head(make_face(center_px=(100, 90), scale=7))
+    aside, up = enrolling.turned(face, 20), enrolling.turned(face, 0, 10)
+    assert euler_deg(aside.rotation) == pytest.approx((20, 0, 0), abs=0.1)
+    assert euler_deg(up.rotation) == pytest.approx((0, 10, 0), abs=0.1)
+    nose = face.to_picture()[1]
+    assert aside.to_picture()[1, 0] > nose[0] + 5, "to the right of the picture"
+    assert up.to_picture()[1, 1] < nose[1] - 5
+
+
+def test_an_avatar_can_be_had_without_a_file(home: Path, tiny_base: Base) -> None:
+    made = enrolling.avatar_of(PHOTOS[:1], "mara", tiny_base, settings())
+    assert (made.name, len(made.photos)) == ("mara", 1)
+    assert not list(home.rglob("*.avatar"))
 
 
 # --- fine-tuning --------------------------------------------------------------------------------------------

@@ -14,6 +14,9 @@ from engine.avatar import Avatar
 from engine.backends.openvino import OpenVino, bind, convolutions, core
 from engine.base import Base, open_base
 from engine.config import load
+from engine.renderer import constants_of
+from plugin.demo import photos_of
+from training import quantise
 from training.export import FRAME_INPUTS, PERSON_INPUTS
 from training.quantise import frames_of, ranges, widest, write_ranges
 
@@ -32,11 +35,7 @@ def measured(tiny_avatar: Avatar, tiny_base: Base, tmp_path_factory: pytest.Temp
     assert len(frames) == 2 * len(tiny_avatar.references)
     assert set(frames[0]) == {*FRAME_INPUTS, *PERSON_INPUTS} - {"modulation"}
     assert not np.array_equal(frames[0]["grids"], frames[1]["grids"])
-    return write_ranges(base, widest([ranges(base, constants(tiny_avatar, base), frames)]))
-
-
-def constants(avatar: Avatar, base: Base) -> dict[str, np.ndarray]:
-    return {name: np.asarray(avatar.tuned[name], np.float32) for name in ("modulation", *base.tuned)}
+    return write_ranges(base, widest([ranges(base, constants_of(tiny_avatar, base), frames)]))
 
 
 def test_all_convolutions_after_the_warps_and_none_of_the_motion(measured: Base) -> None:
@@ -60,7 +59,7 @@ def test_int8_draws_nearly_the_same(measured: Base, tiny_avatar: Avatar) -> None
     config = load()
     exact = replace(config, engine=replace(config.engine, device="cpu", precision="f32", threads=1))
     frame = frames_of(tiny_avatar, measured, exact)[1]
-    known = constants(tiny_avatar, measured)
+    known = constants_of(tiny_avatar, measured)
     drawn = {}
     for precision, told in (("f32", measured.ranges), ("int8", measured.ranges), ("auto", {})):
         backend = OpenVino(measured.processor, known, OUTPUTS, "CPU", precision, 1, told)
@@ -72,7 +71,9 @@ def test_int8_draws_nearly_the_same(measured: Base, tiny_avatar: Avatar) -> None
 
 
 def test_int8_computes_in_int8(measured: Base, tiny_avatar: Avatar) -> None:
-    backend = OpenVino(measured.processor, constants(tiny_avatar, measured), OUTPUTS, "CPU", "auto", 1, measured.ranges)
+    backend = OpenVino(
+        measured.processor, constants_of(tiny_avatar, measured), OUTPUTS, "CPU", "auto", 1, measured.ranges
+    )
     kinds = ("Convolution", "Deconvolution")
     info = [node.get_rt_info() for node in backend.running().get_ops()]
     narrow = [
@@ -83,13 +84,13 @@ def test_int8_computes_in_int8(measured: Base, tiny_avatar: Avatar) -> None:
 
 def test_int8_without_ranges_is_refused(tiny_base: Base, tiny_avatar: Avatar) -> None:
     with pytest.raises(ValueError, match="was not measured for int8: ask for bf16"):
-        OpenVino(tiny_base.processor, constants(tiny_avatar, tiny_base), OUTPUTS, "CPU", "int8", 1, {})
+        OpenVino(tiny_base.processor, constants_of(tiny_avatar, tiny_base), OUTPUTS, "CPU", "int8", 1, {})
 
 
 def test_ranges_of_another_base_are_refused(tiny_base: Base, tiny_avatar: Avatar) -> None:
     with pytest.raises(ValueError, match="no convolution '/nose/Conv': install the program again"):
         OpenVino(
-            tiny_base.processor, constants(tiny_avatar, tiny_base), OUTPUTS, "CPU", "auto", 1, {"/nose/Conv": (0, 1)}
+            tiny_base.processor, constants_of(tiny_avatar, tiny_base), OUTPUTS, "CPU", "auto", 1, {"/nose/Conv": (0, 1)}
         )
 
 
@@ -110,3 +111,16 @@ def test_bind_names_what_it_does_not_know(tiny_base: Base) -> None:
     graph = core().read_model(str(tiny_base.processor))
     with pytest.raises(ValueError, match="no input 'colour'"):
         bind(graph, {"colour": np.zeros(3, np.float32)})
+
+
+def test_the_command_writes_what_it_measured(tiny_base: Base, tmp_path: Path) -> None:
+    shutil.copytree(tiny_base.folder, tmp_path / "base")
+    people = [tmp_path / "one", tmp_path / "nobody"]
+    for folder in people:
+        folder.mkdir()
+    shutil.copy(photos_of("jun")[0], people[0])
+    with pytest.raises(SystemExit):
+        quantise.main([*map(str, people), "--base", str(tmp_path / "base")])
+    assert open_base(tmp_path / "base").ranges == {}, "somebody without photos: nothing is written"
+    quantise.main([str(people[0]), "--base", str(tmp_path / "base")])
+    assert len(open_base(tmp_path / "base").ranges) == 15

@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import cv2
@@ -392,6 +392,16 @@ def build(
     return made, references, tuning
 
 
+def avatar_of(paths: Sequence[Path], name: str, base: Base, config: Config) -> Avatar:
+    """The avatar of some photos (or a folder of them), not written; nothing is told on the way. Raises `PhotoError`."""
+
+    def quiet(stage: str, done: int, total: int) -> None:
+        pass
+
+    checked = check_photos(paths, None, config.enrol.max_photos, quiet)
+    return build([photo for photo in checked if photo.verdict != "refused"], name, base, config, quiet)[0]
+
+
 def enrol(
     paths: Sequence[Path],
     name: str,
@@ -465,21 +475,23 @@ class _Clock:
 # --- contact sheet ------------------------------------------------------------------------------------------
 
 
+def turned(face: HeadFace, yaw_deg: float, pitch_deg: float = 0.0) -> HeadFace:
+    """The face turned aside or up about the middle of the head; signs as in `engine.tracker.euler_deg`."""
+    turn = cv2.Rodrigues(np.radians(np.array([-pitch_deg, -yaw_deg, 0.0])))[0].astype(np.float32)
+    return replace(face, rotation=turn @ face.rotation)
+
+
 def new_poses(avatar: Avatar) -> Iterator[tuple[str, Points]]:
     """Poses and expressions nobody photographed, in crop units: turned, raised, speaking, blinking."""
     rest = to_head(avatar_face(avatar))
 
-    def turned(yaw_deg: float, pitch_deg: float) -> Points:
-        axis = np.radians(np.array([pitch_deg, -yaw_deg, 0.0]))
-        turn = cv2.Rodrigues(axis)[0].astype(np.float32)
-        moved = HeadFace(rest.shape, turn @ rest.rotation, rest.translation, rest.scale)
-        return geometry.to_crop_units(moved.to_picture(), avatar.size_px)
+    def placed(face: HeadFace) -> Points:
+        return geometry.to_crop_units(face.to_picture(), avatar.size_px)
 
     def shaped(change: Callable[[Points], None]) -> Points:
         shape = rest.shape.copy()
         change(shape)
-        moved = HeadFace(shape, rest.rotation, rest.translation, rest.scale)
-        return geometry.to_crop_units(moved.to_picture(), avatar.size_px)
+        return placed(replace(rest, shape=shape))
 
     def speak(shape: Points) -> None:
         drop = 1.1
@@ -491,10 +503,10 @@ def new_poses(avatar: Avatar) -> Iterator[tuple[str, Points]]:
             for upper, lower in zip(eye[1:8], reversed(eye[9:]), strict=True):
                 shape[upper, 1] = shape[lower, 1] + 0.05
 
-    yield "turned left", turned(-18, 0)
-    yield "turned right", turned(18, 0)
-    yield "looking up", turned(0, -12)
-    yield "looking down", turned(0, 12)
+    yield "turned left", placed(turned(rest, -18))
+    yield "turned right", placed(turned(rest, 18))
+    yield "looking up", placed(turned(rest, 0, 12))
+    yield "looking down", placed(turned(rest, 0, -12))
     yield "speaking", shaped(speak)
     yield "blinking", shaped(blink)
 

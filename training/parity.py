@@ -17,7 +17,7 @@ from engine.avatar import Avatar
 from engine.backends import Tensors
 from engine.base import Base
 from engine.frames import Face, Frame, Image
-from engine.renderer import Renderer
+from engine.renderer import Renderer, constants_of
 from engine.tracker import Tracker
 from training.export import FRAME_INPUTS, OUTPUTS, PERSON_INPUTS, PerFrame, load_generator
 from training.networks.perceptual import LPIPS
@@ -36,14 +36,14 @@ class TorchBackend:
 
     def __init__(self, base: Base, constants: Tensors) -> None:
         self._network = PerFrame(load_generator(base.weights))
-        self._constants = {name: torch.from_numpy(np.asarray(value, np.float32)) for name, value in constants.items()}
+        self._constants = {name: torch.from_numpy(np.asarray(value)) for name, value in constants.items()}
         self._tuned = base.tuned
         self._held: dict[str, NDArray[np.generic]] = {}
         self.inputs: dict[str, tuple[int, ...]] = {}
 
     @classmethod
     def of(cls, avatar: Avatar, base: Base) -> TorchBackend:
-        return cls(base, {name: avatar.tuned[name] for name in ("modulation", *base.tuned)})
+        return cls(base, constants_of(avatar, base))
 
     def describe(self) -> str:
         return f"torch {torch.__version__} on CPU, f32"

@@ -1,7 +1,7 @@
 """Measures between which values the inputs of a base's convolutions lie, so that a processor may compute them in int8:
 `python -m training.quantise plugin/assets/demo/jun plugin/assets/demo/mara`
 
-Every folder of photos becomes an avatar (not fine-tuned, in a folder that is thrown away) that draws the faces of its
+Every folder of photos becomes an avatar (not fine-tuned, not written) that draws the faces of its
 own photos and what lies between them; the ranges go into `base.json`. Only what comes after the warps is measured:
 an error of the motion would be a shift of the picture. Write the base first, measure afterwards.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,8 +24,8 @@ from engine.backends import Tensors
 from engine.backends.openvino import bind, convolutions, core
 from engine.base import Base, open_base, shipped_folder
 from engine.config import Config, load
-from engine.renderer import Generator
-from training.enrol import build, check_photos
+from engine.renderer import Generator, constants_of
+from training.enrol import avatar_of
 
 logger = logging.getLogger(__name__)
 
@@ -114,16 +114,6 @@ def widest(measured: Sequence[Mapping[str, tuple[float, float]]]) -> dict[str, t
     }
 
 
-def avatars_of(folders: Sequence[Path], base: Base, config: Config) -> Iterator[Avatar]:
-    """One avatar of each folder's photos, not fine-tuned and not written."""
-    untuned = replace(config, enrol=replace(config.enrol, tune_s=0.0))
-    for folder in folders:
-        photos = sorted(path for path in folder.iterdir() if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
-        checked = check_photos(photos, None, config.enrol.max_photos, lambda stage, done, total: None)
-        usable = [photo for photo in checked if photo.verdict != "refused"]
-        yield build(usable, folder.name, base, untuned, lambda stage, done, total: None)[0]
-
-
 def write_ranges(base: Base, found: Mapping[str, tuple[float, float]]) -> Base:
     path = base.folder / "base.json"
     told = json.loads(path.read_text(encoding="utf-8"))
@@ -140,14 +130,19 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--base", type=Path, default=shipped_folder())
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    base, config = open_base(options.base), load()
-    exact = replace(config, engine=replace(config.engine, device="cpu", precision="f32"))
+    usual = load()
+    untuned = replace(usual.enrol, tune_s=0.0)
+    config = replace(usual, engine=replace(usual.engine, device="cpu", precision="f32"), enrol=untuned)
     measured = []
-    for avatar in avatars_of(options.folders, base, config):
-        frames = frames_of(avatar, base, exact)
-        constants = {name: np.asarray(avatar.tuned[name], np.float32) for name in ("modulation", *base.tuned)}
-        measured.append(ranges(base, constants, frames))
-        logger.info("%s: %d frames", avatar.name, len(frames))
+    try:
+        base = open_base(options.base)
+        for folder in options.folders:
+            avatar = avatar_of([folder], folder.name, base, config)
+            frames = frames_of(avatar, base, config)
+            measured.append(ranges(base, constants_of(avatar, base), frames))
+            logger.info("%s: %d frames", avatar.name, len(frames))
+    except ValueError as error:
+        parser.exit(1, f"{error}\n")
     written = write_ranges(base, widest(measured))
     for name, (low, high) in written.ranges.items():
         logger.info("%-40s %8.3f to %.3f", name, low, high)

@@ -9,8 +9,6 @@ each person all eight photos were enrolled.
 from __future__ import annotations
 
 import argparse
-import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,41 +16,29 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from engine import avatar as avatars
 from engine.base import Base, open_base
 from engine.config import Config, load
 from engine.frames import Face, Frame, Image
+from engine.motion import to_head
 from engine.renderer import Renderer
 from engine.tracker import Tracker
-from training.enrol import enrol
+from training.enrol import avatar_of, turned
 from training.photos import load_photo
 
 PLAIN = (0, 6, 7)
 """Photos with open eyes, shut lips and no turn beyond ten degrees."""
 KEPT_BACK = {"blink": 5, "teeth": 1, "mouth open": 4}
-TURN_DEG = 30.0
-
-
-def turned(face: Face, yaw_deg: float) -> Face:
-    """The face turned about the vertical axis through the middle of the head."""
-    angle = np.radians(yaw_deg)
-    about = np.array([[np.cos(angle), 0, np.sin(angle)], [0, 1, 0], [-np.sin(angle), 0, np.cos(angle)]], np.float32)
-    across = float(np.linalg.norm(face.points[454] - face.points[234]))
-    centre = (face.points[234] + face.points[454]) / 2 + np.array([0, 0, 0.2 * across], np.float32)
-    return replace(face, points=(face.points - centre) @ about.T + centre)
+TURNS_DEG = {"30 degrees left": 30.0, "30 degrees right": -30.0}
+"""As they would say themselves; the sign is that of `engine.tracker.euler_deg`."""
+ALL = 8
+"""Photos of the last row."""
 
 
 def drawn_from(enrolled: Sequence[Path], targets: Sequence[Face], base: Base, config: Config) -> list[Image]:
-    """One picture for each of the targets, by an avatar made of these photos and forgotten again."""
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ["UNDERSTUDY_HOME"] = folder
-        enrol(list(enrolled), "shown", base, config, lambda stage, done, total: None)
-        avatar = avatars.load(avatars.find("shown"), base.sha256)
-        pictures = []
-        for target in targets:
-            renderer = Renderer(avatar, base, config)
-            pictures.append(renderer.draw(target).rgb.copy())
-        return pictures
+    """One picture for each of the targets, by an avatar made of these photos."""
+    avatar = avatar_of(enrolled, "shown", base, config)
+    # One renderer each: none of the pictures is to follow another.
+    return [Renderer(avatar, base, config).draw(target).rgb.copy() for target in targets]
 
 
 def tracked(rgb: Image, tracker: Tracker) -> Face:
@@ -75,18 +61,23 @@ def unaided(people: Sequence[Path], base: Base, config: Config, cell_px: int = 2
     with Tracker(video=False) as tracker:
         for folder in people:
             photos = sorted(folder.glob("*.jpg"))
+            if len(photos) < ALL:
+                raise ValueError(
+                    f"{folder} holds {len(photos)} photos: {ALL} are needed, as training.invent makes them"
+                )
             kept = {name: load_photo(photos[index]) for name, index in KEPT_BACK.items()}
             front = tracked(load_photo(photos[PLAIN[0]]), tracker)
             targets = [tracked(rgb, tracker) for rgb in kept.values()]
-            targets += [turned(front, -TURN_DEG), turned(front, TURN_DEG)]
-            for chosen in (PLAIN[:1], PLAIN, range(8)):
+            head = to_head(front)
+            targets += [replace(front, points=turned(head, yaw).to_picture()) for yaw in TURNS_DEG.values()]
+            for chosen in (PLAIN[:1], PLAIN, range(ALL)):
                 pictures = drawn_from([photos[index] for index in chosen], targets, base, config)
                 count = {1: "1 plain photo", 3: "3 plain photos"}.get(len(chosen), f"{len(chosen)} photos")
                 cells = [_cell(load_photo(photos[PLAIN[0]]), count, cell_px)]
                 for (name, truth), picture in zip(kept.items(), pictures, strict=False):
                     cells += [_cell(picture, name, cell_px), _cell(truth, "the true photo", cell_px)]
-                for picture, side in zip(pictures[len(kept) :], ("left", "right"), strict=True):
-                    cells.append(_cell(picture, f"{TURN_DEG:.0f} degrees {side}", cell_px))
+                for picture, title in zip(pictures[len(kept) :], TURNS_DEG, strict=True):
+                    cells.append(_cell(picture, title, cell_px))
                 rows.append(np.hstack(cells))
     return np.asarray(np.vstack(rows), np.uint8)
 
@@ -96,10 +87,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("people", nargs="+", type=Path, help="a folder of photos each")
     parser.add_argument("--out", type=Path, default=Path("docs"))
     options = parser.parse_args(arguments)
-    options.out.mkdir(parents=True, exist_ok=True)
-    config = load(None)
+    config = load()
     config = replace(config, render=replace(config.render, size_px=512, motion="absolute"))
-    picture = unaided([folder for folder in options.people if folder.is_dir()], open_base(), config)
+    try:
+        picture = unaided(options.people, open_base(), config)
+    except ValueError as error:
+        parser.exit(1, f"{error}\n")
+    options.out.mkdir(parents=True, exist_ok=True)
     cv2.imwrite(str(options.out / "unaided.jpg"), picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 88])
 
 
