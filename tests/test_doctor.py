@@ -889,6 +889,8 @@ def test_packages_of_an_installed_wheel(machine: Machine, packages: Path) -> Non
     expect(found(machine, "program.packages"), "green", "1 packages")
     shutil.rmtree(packages / "gamma-2.1.dist-info")
     expect(found(machine, "program.packages"), "red", "gamma>=2: missing", "pip install --upgrade 'understudy[call]'")
+    shutil.rmtree(info)
+    expect(found(machine, "program.packages"), "red", "own list of packages is missing", "pip install --upgrade")
 
 
 @breaks("program.cv2")
@@ -1223,6 +1225,7 @@ def test_every_check_survives_a_machine_of_which_nothing_can_be_read(machine: Ma
         listed = [check for check in CHECKS if not (platform != "linux" and check.id == "webcam.device")]
         for result in examine(machine.system(), Request(), listed):
             assert result.finding.level == "green" or result.finding.next, result
+            assert "this check itself failed" not in result.finding.told, result
 
 
 RESULTS = [

@@ -57,16 +57,18 @@ def install_command(system: System, extra: str = "") -> str:
     return f"{Path(sys.executable).name} -m pip install --upgrade 'understudy{extras}'"
 
 
-def _own(system: System) -> dict[str, list[Requirement]]:
-    """What the program asks for, by extra ("" is what everybody needs), markers of other systems left out."""
+def _own(system: System) -> dict[str, list[Requirement]] | None:
+    """What the program asks for, by extra ("" is what everybody needs), markers of other systems left out.
+
+    None where its own list is missing.
+    """
     from packaging.requirements import Requirement
 
-    told: dict[str, list[str]] = {}
     if system.project is not None:
         import tomllib
 
         project = tomllib.loads((system.project / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-        told = {"": project["dependencies"], **project.get("optional-dependencies", {})}
+        told: dict[str, list[str]] = {"": project["dependencies"], **project.get("optional-dependencies", {})}
         read = {extra: [Requirement(line) for line in lines] for extra, lines in told.items()}
         return {
             extra: [one for one in ones if one.marker is None or one.marker.evaluate({"extra": extra})]
@@ -74,7 +76,7 @@ def _own(system: System) -> dict[str, list[Requirement]]:
         }
     installed = _installed(system, "understudy")
     if installed is None:
-        raise ValueError("the program's own list of packages is missing")
+        return None
     read = {}
     for extra in ("", *(installed.metadata.get_all("Provides-Extra") or ())):
         for line in installed.requires or ():
@@ -122,6 +124,8 @@ def _unmet(system: System, wanted: list[Requirement]) -> Iterator[tuple[str, str
 
 def packages(system: System, request: Request) -> Finding:
     own = _own(system)
+    if own is None:
+        return red("the program's own list of packages is missing", install_command(system))
     wanted = list(own.get("", []))
     lacking = {extra: list(_unmet(system, ones)) for extra, ones in own.items() if extra not in _NOT_FOR_USERS}
     if not any(system.names("/proc/driver/nvidia")):
