@@ -38,6 +38,7 @@ from engine.renderer import Renderer
 from engine.tracker import Smoother, Tracker
 from plugin import demo as demos
 from plugin import roofline
+from plugin.compile import compile_avatar
 from plugin.meter import Meter, rss_mb
 from plugin.render import read_faces, with_options
 
@@ -181,16 +182,24 @@ def measure(
 ) -> dict[str, Any]:
     """Everything but start-up, parity and the machine's ceiling, on the cores this process may use."""
     best, *slower = precisions(base)
-    renderers = {f"{size} {best}": _renderer(avatar, base, config, size, best) for size in sizes}
-    renderers |= {f"{sizes[0]} {one}": _renderer(avatar, base, config, sizes[0], one) for one in slower}
-    notes = []
-    try:
-        renderers |= {f"{size} card": _renderer(avatar, base, config, size, "auto", "cuda") for size in sizes}
-    except UnavailableError as error:
-        notes.append(str(error))
+    renderers, built_s, notes = {}, {}, []
+    wanted: list[tuple[str, int, Precision, Device]] = [
+        *((f"{size} {best}", size, best, "cpu") for size in sizes),
+        *((f"{sizes[0]} {one}", sizes[0], one, "cpu") for one in slower),
+        *((f"{size} card", size, "auto", "cuda") for size in sizes),
+    ]
+    for name, size, precision, device in wanted:
+        began = time.perf_counter()
+        try:
+            renderers[name] = _renderer(avatar, base, config, size, precision, device)
+        except UnavailableError as error:
+            notes.append(str(error))
+            break
+        built_s[name] = time.perf_counter() - began
     frames = _webcam_frames(renderers[f"{sizes[-1]} {best}"], blocks * block)
     meter = Meter()
     told: dict[str, Any] = {"backends": {name: one.describe() for name, one in renderers.items()}, "notes": notes}
+    told["built_s"] = built_s
     with Tracker.from_config(config.tracker) as tracker:
         eyes = {name: Eyes(tracker, config) for name in renderers}
         for name, renderer in renderers.items():
@@ -306,6 +315,14 @@ def _first_frame_s(avatar: Path, out: Path) -> dict[str, float]:
     return {"first_frame_s": whole - float(rendering) + float(first.split(" s")[0]), "whole_s": whole}
 
 
+def _compiled(avatar: Avatar, base: Base, config: Config) -> list[str]:
+    """A line for each engine that can be compiled here, with its seconds; or why none can."""
+    try:
+        return list(compile_avatar(avatar, base, config, SIZES_PX, ""))
+    except UnavailableError as error:
+        return [str(error)]
+
+
 def bench(out: Path, config_path: Path | None) -> None:
     """Measure on every core and on one; write `bench.json` and `bench.png` into `out`, print the table."""
     out.mkdir(parents=True, exist_ok=True)
@@ -320,6 +337,7 @@ def bench(out: Path, config_path: Path | None) -> None:
         "start": _first_frame_s(path, out),
         "roofline": _roofline(avatar, base, config, whole),
         "parity": _parity(avatar, base, config),
+        "TensorRT": _compiled(avatar, base, config),
     }
     (out / "bench.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
     _picture(told, out / "bench.png")
@@ -357,6 +375,8 @@ def _table(told: dict[str, Any]) -> str:
                 f"whole loop {name} on {run['cores']} core(s): {fps:.0f} fps one after the other; with the tracker in "
                 f"its own thread {piped['fps']:.0f} fps, {piped['latency_ms']:.1f} ms from camera to picture"
             )
+    built = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in whole["built_s"].items())
+    lines += [f"graphs compiled and warmed up: {built}", *(f"TensorRT: {one}" for one in told["TensorRT"])]
     memory = whole["memory"]
     lines.append(
         f"memory: {memory['before_mb']:.0f} MB, after {memory['frames']} frames {memory['after_mb']:.0f} MB; Python "

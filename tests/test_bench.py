@@ -57,6 +57,7 @@ def test_every_promised_number_is_measured(measured: dict[str, Any], tiny_base: 
         assert measured["stages"][f"generator {name}"]["count"] >= 3
         assert measured["stages"][f"draw {name}"]["median_ms"] >= measured["stages"][f"generator {name}"]["median_ms"]
         assert measured["fps"][name] > 0
+        assert measured["built_s"][name] > 0
         assert measured["piped"][name]["fps"] > 0
         assert precision in measured["backends"][name]
     assert measured["memory"]["after_mb"] > 10
@@ -73,9 +74,19 @@ def test_every_promised_number_is_measured(measured: dict[str, Any], tiny_base: 
             "frame": dict.fromkeys(able, row),
         },
         "parity": {"rows": {able[0]: equal}, "note": "LPIPS was not measured: no network"},
+        "TensorRT": ["it is not installed"],
     }
     table = bench._table(told)
-    for wanted in ("a machine", "tracker", "1.25 s", "50 % of the measured 8", "DOES NOT HOLD", "no network"):
+    for wanted in (
+        "a machine",
+        "tracker",
+        "1.25 s",
+        "50 % of the measured 8",
+        "DOES NOT HOLD",
+        "no network",
+        "warmed up: 256",
+        "not installed",
+    ):
         assert wanted in table
     bench._picture(told, tmp_path / "bench.png")
     assert (tmp_path / "bench.png").stat().st_size > 5000
