@@ -177,6 +177,22 @@ def test_index_without_a_person_is_refused(tmp_path: Path) -> None:
         make(tmp_path, tmp_path / "out")
 
 
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"", "names no clip and no picture"),
+        (b"clip\tperson\tsplit\n", "names no clip and no picture"),
+        (b"\xff\xfeclip", "is no table .*: save it as UTF-8 text, a tab between columns"),
+        (b"picture\tperson\n1.png\t../../ann\n", r"line 2: the person '\.\./\.\./ann' is no file name"),
+    ],
+)
+def test_an_index_that_cannot_be_followed_is_told(tmp_path: Path, content: bytes, sentence: str) -> None:
+    (tmp_path / "index.tsv").write_bytes(content)
+    with pytest.raises(SystemExit, match=sentence):
+        make(tmp_path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_pictures_of_one_person_are_one_clip(tmp_path: Path) -> None:
     rows = ["picture\tperson\tsplit"]
     for person in ("jun", "mara"):
@@ -343,6 +359,14 @@ def test_other_options_need_another_folder(tmp_path: Path) -> None:
     make(tmp_path, tmp_path / "out")
     with pytest.raises(SystemExit, match="was begun with --every 5, not 2: take that, or another --out"):
         make(tmp_path, tmp_path / "out", "--every", "2")
+    (tmp_path / "out" / "options.json").write_text("{")
+    with pytest.raises(SystemExit, match=r"options\.json is damaged"):
+        make(tmp_path, tmp_path / "out")
+
+
+def test_an_out_that_is_a_file_is_told(tmp_path: Path, clip: Path) -> None:
+    with pytest.raises(SystemExit, match="is a file: --out is a folder"):
+        make(clip.parent, clip)
 
 
 def test_two_processes_write_the_same_bytes(

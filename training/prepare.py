@@ -139,17 +139,24 @@ def find_videos(source: Path, test_share: float) -> list[Video]:
 
 
 def _in_index(source: Path, test_share: float) -> list[Video]:
+    path = source / "index.tsv"
+    try:
+        with path.open(newline="", encoding="utf-8") as index:
+            table = csv.DictReader(index, delimiter="\t")
+            rows, columns = list(table), table.fieldnames or ()
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path} is no table ({error}): save it as UTF-8 text, a tab between columns") from error
+    if not rows:
+        raise ValueError(f"{path} names no clip and no picture")
+    if "picture" in columns:
+        return _pictures(source, rows, test_share)
     found = []
-    with (source / "index.tsv").open(newline="", encoding="utf-8") as index:
-        rows = csv.DictReader(index, delimiter="\t")
-        if "picture" in (rows.fieldnames or ()):
-            return _pictures(source, rows, test_share)
-        for number, row in enumerate(rows, 2):
-            if missing := [key for key in ("clip", "person", "split") if not row.get(key)]:
-                raise ValueError(f"{source / 'index.tsv'}, line {number}, has no {missing[0]}")
-            about = {key: row[key] for key in ("person", "split", "source", "licence") if row.get(key)}
-            clip = source / row["clip"]
-            found.append(Video(clip, clip.stem, {**about, "video": clip.stem}, cut=False))
+    for number, row in enumerate(rows, 2):
+        if missing := [key for key in ("clip", "person", "split") if not row.get(key)]:
+            raise ValueError(f"{path}, line {number}, has no {missing[0]}")
+        about = {key: row[key] for key in ("person", "split", "source", "licence") if row.get(key)}
+        clip = source / row["clip"]
+        found.append(Video(clip, clip.stem, {**about, "video": clip.stem}, cut=False))
     return found
 
 
@@ -159,6 +166,8 @@ def _pictures(source: Path, rows: Iterable[dict[str, str]], test_share: float) -
     for number, row in enumerate(rows, 2):
         if missing := [key for key in ("picture", "person") if not row.get(key)]:
             raise ValueError(f"{source / 'index.tsv'}, line {number}, has no {missing[0]}")
+        if Path(row["person"]).name != row["person"]:  # it names the shard
+            raise ValueError(f"{source / 'index.tsv'}, line {number}: the person {row['person']!r} is no file name")
         people.setdefault(row["person"], []).append(row)
     found = []
     for person, theirs in people.items():
@@ -433,7 +442,9 @@ def prepare_video(job: Job, networks: Networks) -> tuple[int, int]:
 
     def close(writer: ShardWriter, sightings: list[Sighting]) -> None:
         if sound is not None:
-            writer.add_sound(*sound_of(sightings, sound))
+            samples, from_s = sound_of(sightings, sound)
+            if len(samples):  # else it is over before the shot begins
+                writer.add_sound(samples, from_s)
         writer.close()
 
     with ExitStack() as stack, closing(_decode(job.video)) as pictures:
@@ -636,7 +647,12 @@ def _keep_to(options: argparse.Namespace) -> None:
     path = options.out / "options.json"
     chosen = {name: getattr(options, name) for name in _FIXED}
     if path.exists():
-        before = {"sound": False} | json.loads(path.read_text(encoding="utf-8"))
+        try:
+            before = {"sound": False} | json.loads(path.read_text(encoding="utf-8"))
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"{path} is damaged ({error}): delete it, and ask for what the shards beside it are"
+            ) from error
         for name, value in chosen.items():
             if before.get(name, value) != value:
                 flag = "--" + name.replace("_", "-")
@@ -650,7 +666,10 @@ def _keep_to(options: argparse.Namespace) -> None:
 def run(options: argparse.Namespace) -> None:
     """The whole command. Raises `ValueError` with a sentence, and `OSError` when the shards cannot be written."""
     jobs, failed, finished = plan(options)
-    options.out.mkdir(parents=True, exist_ok=True)
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise ValueError(f"{options.out} is a file: --out is a folder") from error
     _keep_to(options)
     logger.info("%d videos to do, %d finished before", len(jobs), finished)
     if not jobs:
@@ -704,6 +723,8 @@ def main(arguments: list[str] | None = None) -> None:
             parser.error(f"--{name.replace('_', '-')} must be at least 1")
     if options.limit is not None and options.limit < 1:
         parser.error("--limit must be at least 1")
+    if not 0 <= options.test_share <= 1:
+        parser.error("--test-share must lie between 0 and 1")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         run(options)
