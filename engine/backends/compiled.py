@@ -22,6 +22,7 @@ from engine.backends.cuda import INSTALL
 from engine.backends.engine_file import EngineFileError, Key, load, read_key, save
 from engine.backends.tensorrt import PORTABLE, Flavour, build
 from engine.base import Base, file_sha256
+from engine.references import side_px
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +63,7 @@ class Wanted:
             "graph": file_sha256(self.base.generator),
             "program": _program_sha256(),
             "size": self.size_px,
+            "photos beyond their sides": side_px(self.size_px),
             "precision": self.precision,
             "TensorRT": flavour.described,
             "target": target,
