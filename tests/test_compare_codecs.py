@@ -106,3 +106,9 @@ def test_the_longest_run_away_from_photos_is_sent(monkeypatch: pytest.MonkeyPatc
     assert free_run(clips, [(0, 25)], 1000) == (0, 75, 175)
     assert free_run(clips, [(0, 25)], 50) == (0, 75, 50)
     assert free_run(clips, [(0, 25), (0, 125), (0, 225)], 1000) == (1, 0, 100)
+
+
+def test_a_demo_that_would_be_written_nowhere_is_refused_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        compare.main(["--demo", "mara.avatar"])
+    assert "give --out a name that ends in .png" in capsys.readouterr().err

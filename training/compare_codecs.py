@@ -327,6 +327,7 @@ def compare(folder: Path, base: Base, config: Config, out: Path, options: Option
     names = [sorted(index)[place] for place in np.random.default_rng(options.seed).permutation(len(index))]
     people: dict[str, dict[str, dict[str, float]]] = {}
     left_out: dict[str, str] = {}
+    told: dict[str, Any] = {}
     judge = Judge()
     (out / "pictures").mkdir(parents=True, exist_ok=True)
     for name in names:
@@ -348,7 +349,7 @@ def compare(folder: Path, base: Base, config: Config, out: Path, options: Option
     judge.close()
     if not people:
         raise ValueError(f"nobody of the split {options.split!r} could be compared: {left_out}")
-    return json.loads((out / "compare.json").read_text(encoding="utf-8"))
+    return told
 
 
 def summary(people: dict[str, dict[str, dict[str, float]]]) -> dict[str, Any]:
@@ -515,6 +516,7 @@ def demo_picture(path: Path, base: Base, config: Config, out: Path, seconds: flo
     opened = [float(np.linalg.norm(face.points[13] - face.points[14])) for face in faces[FPS:]]
     moment = FPS + int(np.argsort(opened)[int(0.9 * len(opened))])
     shown = {"sent": true[moment]} | {name: pictures[moment] for name, pictures in sent.items()}
+    out.parent.mkdir(parents=True, exist_ok=True)
     cv2.imwrite(str(out), strip(Compared(rates, shown))[..., ::-1])
 
 
@@ -532,6 +534,8 @@ def main(arguments: list[str] | None = None) -> None:
     told = parser.parse_args(arguments)
     if (told.folder is None) == (told.demo is None):
         parser.error("name a folder of clips, or --demo with an avatar file")
+    if told.demo is not None and told.out.suffix.lower() != ".png":
+        parser.error("--demo writes a picture: give --out a name that ends in .png")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     config = configs.load()
     render = replace(config.render, size_px=SIZE_PX, background="photo", motion="absolute")

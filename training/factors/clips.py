@@ -374,9 +374,9 @@ class Speech(_Drawn, Dataset[Steps]):
         assert clip.sound is not None
         chosen = self.choose(clip.times_s, rng)
         shots = [clip.frames[index] for index in chosen]
-        side = shots[0].rgb().shape[0]
-        frames = [self.rgb(shot) for shot in shots]
-        points = [self.points(shot, side) for shot in shots]
+        whole = [shot.rgb() for shot in shots]
+        frames = [sized(rgb, self.size_px) for rgb in whole]
+        points = [self.points(shot, whole[0].shape[0]) for shot in shots]
         following = [*range(1, len(shots)), 0]
         mixed = [composite(frames[a], points[a], frames[b], points[b])[0] for a, b in enumerate(following)]
         return Steps(
@@ -424,14 +424,14 @@ class Moments(_Drawn, Dataset[Moment]):
         middle = int(rng.integers(half, clip.count - half))
         support = rng.permutation(np.delete(np.arange(clip.count), middle))[: self.shots]
         target = clip.frames[middle]
-        whole = target.rgb()
         disturbed = Disturbance.drawn(rng)
-        seen = [self.rgb(shot) for shot in clip.frames[middle - half : middle + half + 1]]
+        whole = [shot.rgb() for shot in clip.frames[middle - half : middle + half + 1]]
+        seen = [sized(rgb, self.size_px) for rgb in whole]
         return Moment(
             pictures=torch.stack([picture(self.rgb(clip.frames[index])) for index in support]),
             window=torch.stack([picture(disturbed(rgb)) for rgb in seen]),
-            target=picture(sized(whole, self.size_px)),
+            target=picture(seen[half]),
             sound=heard(clip.sound, float(clip.times_s[middle])),
             by_sound=torch.tensor(float(rng.random() < 0.5)),
-            placed=torch.from_numpy(alignment(self.points(target, whole.shape[0]), self.size_px)),
+            placed=torch.from_numpy(alignment(self.points(target, whole[half].shape[0]), self.size_px)),
         )
