@@ -144,21 +144,26 @@ def tiny_references() -> tuple[Reference, ...]:
     return tuple(reference_of(name) for name in ("man_still", "man_speaking", "woman_turned"))
 
 
-@pytest.fixture(scope="session")
-def tiny_avatar(tiny_base: Base, tiny_references: tuple[Reference, ...]) -> Avatar:
-    """An avatar over `tiny_base`, not fine-tuned."""
+def untuned(name: str, base: Base, references: tuple[Reference, ...]) -> Avatar:
+    """An avatar of references of 512 px, not fine-tuned."""
     from training.enrol import Person, to_shots
     from training.export import load_generator
 
-    person = Person(load_generator(tiny_base.weights), to_shots(tiny_references, tiny_base.size_px))
+    person = Person(load_generator(base.weights), to_shots(references, base.size_px))
     return Avatar(
-        name="tiny",
+        name=name,
         created="2026-01-31T12:34:56Z",
-        base=tiny_base.sha256,
+        base=base.sha256,
         size_px=512,
-        references=tiny_references,
+        references=references,
         embedding=person.embedding[0].numpy(),
         tuned=person.tuned(),
-        neutral=tiny_references[0].points,
+        neutral=references[0].points,
         checks={},
     )
+
+
+@pytest.fixture(scope="session")
+def tiny_avatar(tiny_base: Base, tiny_references: tuple[Reference, ...]) -> Avatar:
+    """An avatar over `tiny_base`."""
+    return untuned("tiny", tiny_base, tiny_references)

@@ -25,39 +25,20 @@ from engine.backends.compiled import Wanted
 from engine.backends.openvino import OpenVino
 from engine.base import Base, open_base
 from engine.renderer import constants_of, prepare
-from tests.conftest import landmarks
+from tests.conftest import landmarks, untuned
 
 FLOAT, HALF = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16
-
-
-def shipped(references: tuple[Reference, ...]) -> Avatar:
-    """An avatar over the base that ships, not fine-tuned."""
-    from training.enrol import Person, to_shots
-    from training.export import load_generator
-
-    base = open_base()
-    person = Person(load_generator(base.weights), to_shots(references, base.size_px))
-    return Avatar(
-        name="shipped",
-        created="2026-01-31T12:34:56Z",
-        base=base.sha256,
-        size_px=512,
-        references=references,
-        embedding=person.embedding[0].numpy(),
-        tuned=person.tuned(),
-        neutral=references[0].points,
-        checks={},
-    )
-
-
-@pytest.fixture(scope="module")
-def avatar(tiny_references: tuple[Reference, ...]) -> Avatar:
-    return shipped(tiny_references)
 
 
 @pytest.fixture(scope="module")
 def base() -> Base:
     return open_base()
+
+
+@pytest.fixture(scope="module")
+def avatar(base: Base, tiny_references: tuple[Reference, ...]) -> Avatar:
+    """Over the base that ships."""
+    return untuned("shipped", base, tiny_references)
 
 
 def made(avatar: Avatar, base: Base, size_px: int, precision: Precision) -> onnx.ModelProto:

@@ -21,6 +21,7 @@ from engine.renderer import constants_of
 from plugin import cli
 from plugin.compile import compile_avatar, measure
 from tests.cards import FakeCard, flavour
+from tests.conftest import untuned
 
 KEY = {"avatar": "a" * 64, "size": 512}
 ADA = (8, 9)
@@ -311,12 +312,11 @@ def test_measuring_says_how_fast_and_how_far(known: Avatar, tiny_base: Base, mon
 
 @pytest.mark.needs_gpu
 def test_a_real_card_is_measured(tiny_references: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tests.test_card_graph import shipped
-
     monkeypatch.setenv("UNDERSTUDY_HOME", str(tmp_path))
     assert isinstance(tiny_references, tuple)
     for size_px in (256, 512):
-        lines = list(measure(shipped(tiny_references), open_base(), load_config(), size_px))
+        base = open_base()
+        lines = list(measure(untuned("shipped", base, tiny_references), base, load_config(), size_px))
         print(*lines, sep="\n")
         assert len(lines) == 6
     kept = {path.suffix for path in (tmp_path / "avatars").rglob("*px-*")}

@@ -21,7 +21,7 @@ from engine.config import load
 from engine.frames import POINT_COUNT
 from engine.renderer import Generator, constants_of
 from tests.cards import GOOD, FakeCard, flavour
-from tests.conftest import landmarks
+from tests.conftest import landmarks, untuned
 
 FADE = np.ones(3, np.float32)
 KEY = {"avatar": "somebody"}
@@ -366,10 +366,9 @@ def test_the_one_for_the_card_is_taken(card: FakeCard, monkeypatch: pytest.Monke
 def test_a_real_card_draws_what_the_processor_draws(
     tiny_references: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size_px: int, levels: int, mean: float
 ) -> None:
-    from tests.test_card_graph import shipped
-
     monkeypatch.setenv("UNDERSTUDY_HOME", str(tmp_path))
-    avatar, base = shipped(tiny_references), open_base()
+    base = open_base()
+    avatar = untuned("shipped", base, tiny_references)
     config = load()
     drawn = []
     for device, precision in (("cuda", "auto"), ("cpu", "f32")):
