@@ -350,6 +350,7 @@ def _calling() -> Iterator[None]:
 
 
 def _send(options: argparse.Namespace) -> None:
+    from engine.avatar import own_config
     from engine.config import load
 
     if options.seconds is not None and not options.seconds > 0:
@@ -358,11 +359,12 @@ def _send(options: argparse.Namespace) -> None:
         from plugin import calls
     calls.send(
         calls.SendOptions(options.code, options.avatar, options.drive, options.camera, options.voice, options.seconds),
-        load(options.config),
+        load(options.config or own_config()),
     )
 
 
 def _receive(options: argparse.Namespace) -> None:
+    from engine.avatar import own_config
     from engine.config import load
 
     if options.seconds is not None and not options.seconds > 0:
@@ -386,7 +388,7 @@ def _receive(options: argparse.Namespace) -> None:
             once=options.once,
             silent=options.silent,
         ),
-        load(options.config),
+        load(options.config or own_config()),
     )
 
 

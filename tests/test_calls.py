@@ -52,6 +52,14 @@ def test_what_cannot_work_is_one_sentence(
     assert told in error and error.count("\n") == 1
 
 
+@pytest.mark.parametrize("typed", ["receive", "send 372-crystal-orbit --avatar me"])
+def test_the_users_own_settings_are_those_of_a_call(typed: str, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (home / "home").mkdir()
+    (home / "home" / "config.toml").write_text("[link]\nprot = 8470\n")
+    assert main(typed.split()) == 1
+    assert "link.prot is not a known setting" in capsys.readouterr().err
+
+
 def test_a_taken_port_is_one_sentence_and_leaves_no_file(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("0.0.0.0", 0)) as taken:
         port = taken.getsockname()[1]
