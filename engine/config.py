@@ -78,6 +78,7 @@ class Camera:
     """`understudy camera`: webcam in, virtual camera out."""
 
     avatar: str
+    webcam: bool
     name: str
     size_px: Literal["640x360", "1280x720", "1920x1080"]
     fps: Annotated[float, Between(5.0, 60.0)]

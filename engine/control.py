@@ -6,16 +6,19 @@ found here from what the tracker really saw; `Retarget` is handed that neutral (
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from importlib import resources
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engine import geometry
+from engine.codec import shipped_basis
 from engine.frames import Face
-from engine.motion import HeadFace, NeutralFinder, to_head
+from engine.motion import HeadFace, NeutralFinder, span, to_head
 from engine.tracker import euler_deg
 
 Floats = NDArray[np.float32]
@@ -52,6 +55,8 @@ class Gains:
     """How far a gaze that is near the camera is drawn towards it; one that is far from it is let go."""
     wake: float = 0.0
     """How far lids that hang are lifted; a blink still shuts them."""
+    mood: float = 0.0
+    """-1 (grave) to 1 (a smile): added to whatever the face does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +163,24 @@ class Control:
             looks = trust * gains.gaze * looks
             looks[:2] += gains.contact * _drawn(looks[:2], camera)
             shape[iris] = middle + (neutral[iris[0]] - middle_neutral) + looks + ring
-        return shape.astype(np.float32)
+        return (shape + mood_shift(neutral, gains.mood)).astype(np.float32)
+
+
+@functools.cache
+def _smile() -> Floats:
+    """`[478, 3]` centimetres of the codec's mean face (`training.mood`)."""
+    with (
+        resources.as_file(resources.files("engine") / "assets" / "lips" / "mood.npz") as path,
+        np.load(path, allow_pickle=False) as stored,
+    ):
+        return stored["smile"].astype(np.float32)
+
+
+def mood_shift(neutral: Floats, mood: float) -> Floats:
+    """How a mood, -1 (grave) to 1 (a smile), moves the points of a face with this neutral shape; both `[478, 3]`."""
+    if not mood:
+        return np.zeros_like(neutral)
+    return np.float32(mood) * _smile() * (span(neutral) / span(shipped_basis().mean))
 
 
 def _to_camera(rotation: NDArray[np.floating]) -> Floats:

@@ -47,7 +47,7 @@ def to_head(face: Face) -> HeadFace:
     return HeadFace(shape.astype(np.float32), face.rotation, face.translation, face.scale)
 
 
-def _span(shape: Floats) -> Floats:
+def span(shape: Floats) -> Floats:
     """Width and height of the face in its own frame (centimetres), depth taken as the width: `[3]`."""
     width = float(np.linalg.norm(shape[454] - shape[234])) + 1e-6
     height = float(np.linalg.norm(shape[152] - shape[10])) + 1e-6
@@ -143,7 +143,7 @@ def transfer_shape(driver: Floats, driver_neutral: Floats, avatar_neutral: Float
     Differences are scaled by the proportions of the two faces. Two openings are not differences but facts, and are
     carried over as such: lips that touch shall touch, whatever the neutral faces did, and a shut eye shall be shut.
     """
-    ratio = _span(avatar_neutral) / _span(driver_neutral)
+    ratio = span(avatar_neutral) / span(driver_neutral)
     shape = avatar_neutral + (driver - driver_neutral) * ratio
     for upper, lower in _LIP_PAIRS:
         wanted = max(_signed_gap(driver, upper, lower), 0.0) * float(ratio[1])

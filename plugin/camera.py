@@ -1,8 +1,9 @@
 """The local loop: webcam -> tracker -> avatar -> virtual camera, with its controls.
 
-Three threads: one reads the camera, one tracks, one draws and sends. Between two of them lies a slot of length one in
-which the newest wins. Whatever fails becomes a state with a picture (a card, the avatar at rest), a sentence in
-`LiveStatus.problems`, and another attempt; nothing is thrown out of the loop.
+Three threads: one reads the camera, one tracks, one draws and sends; a fourth listens, where a microphone is to move
+the lips of a face that is not seen. Between two of them lies a slot of length one in which the newest wins. Whatever
+fails becomes a state with a picture (a card, the avatar at rest), a sentence in `LiveStatus.problems`, and another
+attempt; nothing is thrown out of the loop.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Generic, Literal, Protocol, TypeVar
 
 import cv2
@@ -21,15 +22,20 @@ from engine.config import Config
 from engine.frames import Face, Frame, Image, NoFace
 from plugin import cards
 from plugin.framing import cover
+from plugin.listening import Ear, LiveMicrophone, MicrophoneLostError
 from plugin.meter import Rolling
 from plugin.puppet import Puppet, Settings, Wardrobe
 from plugin.sinks import LiveSink, SinkLostError
+from plugin.speaking import CLEAR, Spoken
 from plugin.webcam import CameraLostError, LiveSource
 
 log = logging.getLogger(__name__)
 
 Clock = Callable[[], float]
-State = Literal["starting", "live", "no face", "no camera", "held", "private", "pass-through", "failed", "stopped"]
+State = Literal[
+    "starting", "live", "voice", "no face", "no camera", "held", "private", "pass-through", "failed", "stopped"
+]
+"""Of "live" the camera moves the face; of "voice" the microphone does, as no face is to be seen."""
 View = Literal["camera", "landmarks", "output"]
 
 _RETRY_S = 1.0
@@ -115,7 +121,10 @@ class LiveStatus:
     """slot -> how long the median picture waited in it."""
     glass_p50_ms: float
     glass_p95_ms: float
-    """From the camera's capture stamp until the virtual camera has the picture; nan before the first."""
+    """From the camera's capture stamp until the virtual camera has the picture; nan before the first.
+
+    In the state "voice": from the sound that the lips belong to.
+    """
     camera: str
     sink: str
     backend: str
@@ -140,7 +149,8 @@ class Live:
     """The loop. Every method may be called from any thread; `start` and `stop` once each.
 
     `source` and `sink` are opened and closed by the loop itself (and opened again when they fail). `avatars` loads
-    what is shown; its first name comes first. `tracker` makes the tracker, in the thread that uses it.
+    what is shown; its first name comes first. `tracker` makes the tracker, in the thread that uses it. `microphone` is
+    open only while the setting `voice_lips` is on.
     """
 
     def __init__(
@@ -151,9 +161,14 @@ class Live:
         avatars: Wardrobe,
         clock: Clock = time.monotonic,
         tracker: Callable[[], TracksFaces] | None = None,
+        microphone: LiveMicrophone | None = None,
     ) -> None:
         self._config, self._source, self._sink, self._avatars, self._clock = config, source, sink, avatars, clock
         self._tracker = tracker or (lambda: SmoothTracker(config))
+        self._microphone = microphone
+        self._ear: Ear | None = None
+        self._clear_s = self._drawn_s = float("-inf")
+        self._speaking = False
         self._frames: Slot[_Shot] = Slot()
         self._faces: Slot[_Seen] = Slot()
         self._meter = Rolling(clock)
@@ -178,11 +193,12 @@ class Live:
         self._flipped: Image = np.empty_like(self._card)
         self._sent_s = self._taken_s = self._sink_due_s = self._load_due_s = float("-inf")
         self._ended = False
-        names = ("camera", "tracker", "generator")
-        bodies = (self._run_camera, self._run_tracker, self._run_generator)
+        bodies = {"camera": self._run_camera, "tracker": self._run_tracker, "generator": self._run_generator}
+        if microphone is not None:
+            bodies["voice"] = self._run_voice
         self._threads = [
             threading.Thread(target=self._supervise, args=(name, body), name=f"understudy-{name}", daemon=True)
-            for name, body in zip(names, bodies, strict=True)
+            for name, body in bodies.items()
         ]
 
     # --- life -----------------------------------------------------------------------------------------------
@@ -190,6 +206,7 @@ class Live:
     def start(self) -> None:
         # Three threads and the network share the cores already: OpenCV's own threads cost 6 % more processor time.
         cv2.setNumThreads(1)
+        self._clear_s = self._clock()
         for thread in self._threads:
             thread.start()
 
@@ -273,6 +290,8 @@ class Live:
 
         Raises `ValueError` with a sentence for an unknown name or a value out of range; nothing is changed then.
         """
+        if settings.get("voice_lips") is True and self._microphone is None:
+            raise ValueError("this loop was started without a microphone: start it anew with voice_lips = true")
         with self._lock:
             self._settings = self._settings.changed(**settings)
             return self._settings
@@ -311,7 +330,8 @@ class Live:
             frame = self._camera_frame
             picture = None if frame is None else frame.rgb.copy()
         elif view == "landmarks":
-            picture = None if self._seen is None else draw_landmarks(self._seen.frame, self._seen.face)
+            seen = self._seen if self._settings.webcam else None
+            picture = None if seen is None else draw_landmarks(seen.frame, seen.face)
         else:
             raise ValueError(f"a view is camera, landmarks or output, not {view!r}")
         if picture is not None and self._settings.mirror_preview:
@@ -331,7 +351,10 @@ class Live:
             return "failed" if "avatar" in self._problems else "starting"
         if "generator" in self._problems or "tracker" in self._problems:
             return "failed"
-        if "camera" in self._problems or (self._seen is not None and self._camera_is_silent()):
+        if self._speaking:
+            return "voice"
+        silent = (self._seen is not None or not self._settings.webcam) and self._camera_is_silent()
+        if "camera" in self._problems or silent:
             return "no camera"
         if self._seen is None:
             return "starting"
@@ -358,9 +381,14 @@ class Live:
                 self._stopping.wait(_RETRY_S)
 
     def _run_camera(self) -> None:
+        if not self._settings.webcam:
+            self._camera_frame = None
+            self._problem("camera", None)
+            self._stopping.wait(_WAKE_S)
+            return
         try:
             self._source.open()
-            while not self._stopping.is_set():
+            while not self._stopping.is_set() and self._settings.webcam:
                 frame = self._source.read()
                 now = self._clock()
                 self._meter.add("camera", (now - frame.time_s) * 1e3)
@@ -390,6 +418,26 @@ class Live:
         finally:
             tracker.close()
 
+    def _run_voice(self) -> None:
+        assert self._microphone is not None
+        if not self._settings.voice_lips:
+            self._problem("voice", None)
+            self._stopping.wait(_WAKE_S)
+            return
+        try:
+            ear = Ear()
+            self._microphone.open()
+            while not self._stopping.is_set() and self._settings.voice_lips:
+                ear.hear(self._microphone.read())
+                self._ear = ear
+                self._problem("voice", ear.problem)
+        except MicrophoneLostError as lost:
+            self._problem("voice", str(lost))
+            self._stopping.wait(_RETRY_S)
+        finally:
+            self._ear = None
+            self._microphone.close()
+
     def _run_generator(self) -> None:
         try:
             while not self._stopping.is_set():
@@ -414,11 +462,15 @@ class Live:
             self._stopping.wait(min(early_s, step_s))
         still = self._private or self._puppet is None or self._held
         patience_s = (1 / _CARD_FPS if still else 1.5 * step_s) - (self._clock() - self._sent_s)
+        if self._speaking and not still:  # a voice waits for no camera
+            patience_s = step_s - (self._clock() - self._taken_s)
         seen = self._faces.take(min(max(patience_s, 1e-3), _WAKE_S))
         self._taken_s = self._clock()
         if seen is not None:
             self._seen = seen
             self._face_now = isinstance(seen.face, Face)
+            if isinstance(seen.face, Face) and seen.face.visibility >= CLEAR:
+                self._clear_s = self._taken_s
             self._meter.add("faces", (self._clock() - seen.ready_s) * 1e3)
         return seen
 
@@ -438,12 +490,20 @@ class Live:
         puppet = self._puppet
         if puppet is None:
             return self._card, None
-        if seen is None:
-            if self._drawn is not None and not self._camera_is_silent():
-                return self._drawn, None
-            tracked: Face | NoFace = NoFace(self._clock())
+        taken_s: float | None = None
+        spoken = self._spoken()
+        self._speaking = spoken is not None
+        if spoken is not None:
+            taken_s, tracked = spoken
+        elif seen is not None:
+            tracked, taken_s = seen.face, seen.face.time_s
+        elif self._drawn is not None and not self._camera_is_silent():
+            return self._drawn, None
         else:
-            tracked = seen.face
+            tracked = NoFace(self._clock())
+        if 0 < self._drawn_s - tracked.time_s < 1:  # a face that comes back was taken before the last word
+            tracked = replace(tracked, time_s=self._drawn_s)
+        self._drawn_s = tracked.time_s
         began = self._clock()
         try:
             if self._calibrate and isinstance(tracked, Face) and tracked.visibility > 0.6:
@@ -461,7 +521,15 @@ class Live:
             picture = np.asarray(cv2.flip(picture, 1, dst=self._flipped), np.uint8)
         self._drawn = picture
         self._meter.add("draw", (self._clock() - began) * 1e3)
-        return picture, tracked.time_s if seen is not None else None
+        return picture, taken_s
+
+    def _spoken(self) -> tuple[float, Spoken] | None:
+        """What the voice does, and when it did: while it is to drive the face, and is heard."""
+        ear, now = self._ear, self._clock()
+        if ear is None or now - self._clear_s <= self._config.render.hold_s:
+            return None
+        heard = ear.at(now)
+        return None if heard is None else (heard[0], Spoken(now, heard[1]))
 
     def _camera_is_silent(self) -> bool:
         frame = self._camera_frame

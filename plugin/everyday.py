@@ -12,6 +12,7 @@ from engine import avatar as avatars
 from engine.config import Config, load
 from plugin import memory
 from plugin.camera import Live
+from plugin.listening import FileMicrophone, LiveMicrophone, Microphone
 from plugin.microphone import DelayedMicrophone, advice
 from plugin.puppet import EnrolledWardrobe
 from plugin.sinks import LiveSink, NoCamera, VirtualCamera
@@ -70,13 +71,18 @@ def camera(
     preview_only: bool = False,
     window: bool = True,
     delay_voice: bool = False,
+    voice: str | None = None,
 ) -> None:
     """Run until somebody quits. Raises `ValueError`/`OSError` with a sentence for what cannot work from the start.
 
-    What fails later is told on the way, and tried again.
+    What fails later is told on the way, and tried again. `voice`: "" lets the microphone move the lips while no face is
+    seen, the name of a sound file lets that do it, None leaves it to the configuration.
     """
     config = configured(path, profile, avatar, webcam, size, device)
     config = replace(config, render=replace(config.render, **(render or {})))
+    if voice is not None:
+        config = replace(config, camera=replace(config.camera, voice_lips=True))
+    ear: LiveMicrophone = FileMicrophone(Path(voice)) if voice else Microphone(config.camera.microphone)
     wardrobe = EnrolledWardrobe(config, first_avatar(config.camera.avatar))
     source = _source(config, clip)
     sink = _sink(config, preview_only)
@@ -86,7 +92,7 @@ def camera(
         print(f"{refusal}: going on without; stop with Ctrl-C")
     microphone = DelayedMicrophone() if delay_voice else None
     told_s = time.monotonic()
-    live = Live(config, source, sink, wardrobe)
+    live = Live(config, source, sink, wardrobe, microphone=ear)
 
     def every() -> None:
         nonlocal told_s
@@ -123,7 +129,8 @@ def _source(config: Config, clip: Path | None) -> LiveSource:
         return ClipCamera(clip)
     last = memory.recall("camera")
     try:
-        choose_camera(config.camera.name, last)
+        if config.camera.webcam:
+            choose_camera(config.camera.name, last)
     except CameraLostError as error:
         raise ValueError(str(error)) from error
     return Webcam(config.camera.name, config.camera.asked_px, config.camera.fps, last)

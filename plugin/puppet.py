@@ -19,8 +19,17 @@ from engine.frames import Face, Image, NoFace
 from engine.references import cut_edge, front_reference
 from engine.renderer import Renderer, avatar_face
 from plugin.framing import Desk, Follow
+from plugin.speaking import Speaking
 
-_RANGES = {"expression": (0.0, 2.0), "blink": (0.0, 1.5), "gaze": (0.0, 1.5), "steadiness": (0.0, 1.0)}
+_RANGES = {
+    "expression": (0.0, 2.0),
+    "blink": (0.0, 1.5),
+    "gaze": (0.0, 1.5),
+    "steadiness": (0.0, 1.0),
+    "contact": (0.0, 1.0),
+    "wake": (0.0, 1.0),
+    "mood": (-1.0, 1.0),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +40,11 @@ class Settings:
     blink: float = 1.0
     gaze: float = 1.0
     steadiness: float = 0.0
+    contact: float = 0.0
+    wake: float = 0.0
+    mood: float = 0.0
+    webcam: bool = True
+    voice_lips: bool = False
     mirror_preview: bool = True
     mirror_output: bool = False
     background: Background = "photo"
@@ -45,6 +59,11 @@ class Settings:
             camera.blink,
             camera.gaze,
             camera.steadiness,
+            camera.contact,
+            camera.wake,
+            camera.mood,
+            camera.webcam,
+            camera.voice_lips,
             camera.mirror_preview,
             camera.mirror_output,
             render.background,
@@ -63,7 +82,7 @@ class Settings:
                 if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
                     raise ValueError(f"{name} must be a number between {low:g} and {high:g}, not {value!r}")
                 settings[name] = float(value)
-            elif name.startswith("mirror"):
+            elif name in ("webcam", "voice_lips", "mirror_preview", "mirror_output"):
                 if not isinstance(value, bool):
                     raise ValueError(f"{name} must be true or false, not {value!r}")
             elif name == "background":
@@ -123,8 +142,8 @@ class EnrolledPuppet:
         neutral = avatar_face(avatar)
         self._control = Control(TurnLimits.of([one.rotation for one in avatar.photos], neutral.rotation))
         self._renderer.retarget.finder = self._control.neutral
+        self._speaking = Speaking(neutral)
         self._size_px, self._head_room = config.camera.picture_px, config.camera.head_room
-        self._contact, self._wake = config.camera.contact, config.camera.wake
         photos = avatar.photos
         front = front_reference([one.points for one in self._renderer.generator.prepared[: len(photos)]])
         order = [front, *(index for index in range(len(photos)) if index != front)]
@@ -150,10 +169,19 @@ class EnrolledPuppet:
         if settings.scenery != self._scenery:
             self._desk = self._make_desk(settings)
         self._control.gains = Gains(
-            settings.expression, settings.blink, settings.gaze, settings.steadiness, self._contact, self._wake
+            settings.expression,
+            settings.blink,
+            settings.gaze,
+            settings.steadiness,
+            settings.contact,
+            settings.wake,
+            settings.mood,
         )
         asked = self._control(tracked) if isinstance(tracked, Face) else tracked
-        points, place = self._follow(self._renderer.landmarks(asked), tracked.time_s)
+        wanted = self._speaking(
+            self._renderer.landmarks(asked), tracked, settings.expression, settings.steadiness, settings.mood
+        )
+        points, place = self._follow(wanted, tracked.time_s)
         rgb, matte = self._renderer.stream.draw(points, tracked.time_s)
         self._turn = (self._turn + 1) % len(self._pictures)
         return self._desk.compose(rgb, matte, place, self._pictures[self._turn])

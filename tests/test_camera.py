@@ -15,11 +15,15 @@ from engine.config import load
 from engine.frames import Face, Frame, Image, NoFace
 from plugin import camera as cameras
 from plugin.camera import Live, Slot
+from plugin.listening import Heard, MicrophoneLostError
 from plugin.puppet import Settings
 from plugin.sinks import SinkLostError
+from plugin.speaking import Spoken
 from plugin.webcam import CameraLostError
 
 SIZE_PX = (64, 36)
+SPEAKING = 30
+"""The shade of a puppet that a voice moves."""
 
 
 def flat(value: int) -> Image:
@@ -118,7 +122,8 @@ class FakePuppet:
 
     def __init__(self, name: str, shade: int) -> None:
         self.name, self.shade = name, shade
-        self.faces = 0
+        self.spoken: list[Spoken] = []
+        self.last_s = float("-inf")
         self.calibrated: list[Face] = []
         self.fault: Exception | None = None
         self.gate = threading.Event()
@@ -135,12 +140,44 @@ class FakePuppet:
         if self.fault is not None:
             raise self.fault
         self.settings = settings
+        assert tracked.time_s >= self.last_s or tracked.time_s < self.last_s - 1, "time goes on"
+        self.last_s = tracked.time_s
+        if isinstance(tracked, Spoken):
+            self.spoken.append(tracked)
+            return flat(SPEAKING)
         picture = flat(self.shade if isinstance(tracked, Face) else self.shade // 2)
         picture[:, : SIZE_PX[0] // 2, 1] = 255
         return picture
 
     def calibrate(self, face: Face) -> None:
         self.calibrated.append(face)
+
+
+class FakeMicrophone:
+    """Noise that comes in bursts, twice a second."""
+
+    name = "fake microphone"
+
+    def __init__(self) -> None:
+        self.opened = self.closed = self.count = 0
+        self.fault: Exception | None = None
+
+    def open(self) -> None:
+        if self.fault is not None:
+            raise self.fault
+        self.opened += 1
+
+    def read(self) -> Heard:
+        if self.fault is not None:
+            raise self.fault
+        time.sleep(0.01)
+        loud = 0.001 if self.count % 50 < 25 else 0.3
+        self.count += 1
+        sound = np.random.default_rng(self.count).normal(0, loud, (480, 2)).astype(np.float32)
+        return Heard(sound, 48_000, time.monotonic())
+
+    def close(self) -> None:
+        self.closed += 1
 
 
 class FakeWardrobe:
@@ -166,7 +203,12 @@ class Rig:
     def __init__(self, make_face: Callable[..., Face]) -> None:
         self.camera, self.sink = FakeCamera(), RecordingSink()
         self.tracker, self.wardrobe = FakeTracker(make_face), FakeWardrobe()
-        self.live = Live(load(), self.camera, self.sink, self.wardrobe, tracker=self.tracker)
+        self.microphone = FakeMicrophone()
+        shipped = load()
+        config = dataclasses.replace(shipped, render=dataclasses.replace(shipped.render, hold_s=0.2))
+        self.live = Live(
+            config, self.camera, self.sink, self.wardrobe, tracker=self.tracker, microphone=self.microphone
+        )
 
     def until(self, there: Callable[[], object], limit_s: float = 5.0) -> None:
         until_s = time.monotonic() + limit_s
@@ -388,6 +430,132 @@ def test_previews(rig: Rig) -> None:
     assert not (rig.live.latest("output") == 7).all(), "the caller's own copy"
     with pytest.raises(ValueError, match="camera, landmarks or output"):
         rig.live.latest("feelings")  # pyright: ignore[reportArgumentType]
+
+
+# --- a voice in the place of a face -------------------------------------------------------------------------
+
+
+def test_the_microphone_is_open_only_while_it_is_asked_for(rig: Rig) -> None:
+    rig.live.start()
+    rig.until(rig.shows(100))
+    assert rig.microphone.opened == 0
+    rig.live.set(voice_lips=True)
+    rig.until(lambda: rig.microphone.count > 2)
+    rig.live.set(voice_lips=False)
+    rig.until(lambda: rig.microphone.closed == 1)
+    count = rig.microphone.count
+    rig.tracker.absent = True
+    rig.until(rig.shows(50))
+    assert rig.microphone.count == count
+
+
+def test_the_voice_speaks_while_there_is_no_face(rig: Rig) -> None:
+    rig.live.set(voice_lips=True)
+    rig.live.start()
+    rig.until(rig.shows(100))
+    rig.until(lambda: rig.microphone.count > 10)
+    assert rig.live.status().state == "live", "a face that is there is followed"
+    rig.tracker.absent = True
+    rig.until(rig.shows(SPEAKING))
+    spoken = rig.wardrobe.puppets["one"].spoken
+    rig.until(lambda: len(spoken) > 10 and np.ptp([one.codes[0] for one in spoken]) > 0.02)
+    status = rig.live.status()
+    assert status.state == "voice"
+    assert status.line().startswith("voice")
+    assert status.fps > 5, "its pictures are news"
+    assert np.isfinite(np.stack([one.codes for one in spoken])).all()
+    rig.tracker.absent = False
+    rig.until(rig.shows(100))
+    rig.until(lambda: rig.live.status().state == "live")
+
+
+@pytest.mark.parametrize("why", ["unplugged", "silent", "unsure", "switched off"])
+def test_whatever_took_the_face_away(rig: Rig, why: str) -> None:
+    rig.live.set(voice_lips=True)
+    rig.live.start()
+    rig.until(rig.shows(100))
+    if why == "unplugged":
+        rig.camera.fault = CameraLostError("the camera was unplugged")
+    elif why == "silent":
+        rig.camera.silent.set()
+    elif why == "unsure":
+        rig.tracker.visibility = 0.3
+    else:
+        rig.live.set(webcam=False)
+    rig.until(rig.shows(SPEAKING))
+    rig.until(lambda: rig.live.status().state == "voice")
+    rig.camera.fault = None
+    rig.camera.silent.clear()
+    rig.tracker.visibility = 1.0
+    rig.live.set(webcam=True)
+    rig.comes(100)
+
+
+def test_a_webcam_that_is_switched_off_is_let_go(rig: Rig) -> None:
+    rig.live.start()
+    rig.until(rig.shows(100))
+    rig.live.set(webcam=False)
+    rig.until(lambda: rig.live.status().state == "no camera")
+    rig.until(rig.shows(50))
+    count = rig.camera.count
+    assert rig.live.latest("camera") is rig.live.latest("landmarks") is None
+    sent = len(rig.sink.sent)
+    rig.until(lambda: len(rig.sink.sent) > sent + 3)
+    assert rig.camera.count == count
+    assert rig.live.status().problems == []
+    rig.live.set(webcam=True)
+    rig.comes(100)
+
+
+def test_privacy_and_hold_come_before_the_voice(rig: Rig) -> None:
+    rig.live.set(voice_lips=True)
+    rig.tracker.absent = True
+    rig.live.start()
+    rig.until(rig.shows(SPEAKING))
+    rig.live.privacy(True)
+    rig.until(lambda: rig.sink.last() != SPEAKING)
+    said, sent = len(rig.wardrobe.puppets["one"].spoken), len(rig.sink.sent)
+    rig.until(lambda: len(rig.sink.sent) > sent + 2)
+    assert rig.live.status().state == "private"
+    assert len(rig.wardrobe.puppets["one"].spoken) <= said + 1
+    rig.live.privacy(False)
+    rig.comes(SPEAKING)
+    rig.live.hold(True)
+    rig.until(lambda: rig.live.status().state == "held")
+    sent = len(rig.sink.sent)
+    rig.until(lambda: len(rig.sink.sent) > sent + 2)
+    said = len(rig.wardrobe.puppets["one"].spoken)
+    sent = len(rig.sink.sent)
+    rig.until(lambda: len(rig.sink.sent) > sent + 2)
+    assert len(rig.wardrobe.puppets["one"].spoken) == said
+    rig.live.hold(False)
+    rig.comes(SPEAKING)
+
+
+def test_a_microphone_that_goes_and_comes_back(rig: Rig) -> None:
+    rig.live.set(voice_lips=True)
+    rig.tracker.absent = True
+    rig.live.start()
+    rig.until(rig.shows(SPEAKING))
+    rig.microphone.fault = MicrophoneLostError("the microphone was unplugged")
+    rig.until(rig.shows(50))
+    status = rig.live.status()
+    assert status.state == "no face"
+    assert status.problems == ["the microphone was unplugged"]
+    rig.microphone.fault = None
+    rig.comes(SPEAKING)
+    rig.until(lambda: rig.live.status().problems == [])
+    rig.microphone.fault = MicrophoneLostError("the microphone was unplugged")
+    rig.until(lambda: rig.live.status().problems != [])
+    rig.live.set(voice_lips=False)
+    rig.until(lambda: rig.live.status().problems == [])
+
+
+def test_a_loop_without_a_microphone_says_so(rig: Rig, make_face: Callable[..., Face]) -> None:
+    live = Live(load(), FakeCamera(), RecordingSink(), FakeWardrobe(), tracker=FakeTracker(make_face))
+    with pytest.raises(ValueError, match="without a microphone"):
+        live.set(voice_lips=True)
+    assert not live.status().settings.voice_lips
 
 
 # --- faults -------------------------------------------------------------------------------------------------

@@ -184,3 +184,27 @@ def test_lids_that_hang_are_lifted_and_blinks_stay(make_face: MakeFace) -> None:
     assert shown[-1] == pytest.approx(1, abs=0.02)
     assert (np.diff(shown) > -1e-3).all()
     assert np.abs(np.diff(shown)).max() < 0.1
+
+
+# --- mood ---------------------------------------------------------------------------------------------------
+
+
+def corners_cm(face: Face) -> tuple[float, float]:
+    """How far the mouth's corners are apart, and how high they stand."""
+    shape = to_head(face).shape
+    return float(np.linalg.norm(shape[61] - shape[291])), float((shape[61, 1] + shape[291, 1]) / 2)
+
+
+@pytest.mark.parametrize("mood", [-1.0, 0.5, 1.0])
+def test_a_mood_is_added_to_whatever_the_face_does(make_face: MakeFace, mood: float) -> None:
+    for open_cm, yaw_deg in ((0.0, 0.0), (1.0, 15.0)):
+        face = make_face(mouth_open_cm=open_cm, yaw_deg=yaw_deg, time_s=0.1)
+        wide, high = corners_cm(face)
+        asked = started(make_face, mood=mood)(face)
+        wider, higher = corners_cm(asked)
+        assert (wider - wide) * mood > 0.2 * mood * mood
+        assert (higher - high) * mood > 0.1 * mood * mood
+        assert lips_cm(asked) == pytest.approx(lips_cm(face), abs=0.06), "it opens no mouth"
+        assert euler_deg(asked.rotation)[0] == pytest.approx(yaw_deg, abs=0.1)
+        irises = [468, 473]
+        assert np.allclose(to_head(asked).shape[irises], to_head(face).shape[irises], atol=0.01), "it looks nowhere"

@@ -118,7 +118,7 @@ def make_studio(base: Base, rgb: Image, sink: Recorder | None = None, config_pat
         cameras=lambda: ["Still camera", "Other camera"],
         open_camera=lambda name: StillCamera(rgb, name or "Still camera"),
         base=base,
-        make_live=lambda *parts: Live(*parts, tracker=Blind),
+        make_live=lambda *parts, **more: Live(*parts, tracker=Blind, **more),
     )
 
 

@@ -8,14 +8,25 @@ from pathlib import Path
 from engine import avatar as avatars
 from plugin import memory
 from plugin.everyday import configured
+from plugin.listening import FileMicrophone, Microphone
 from plugin.panel.server import Panel, serve
 from plugin.panel.studio import Studio
 from plugin.sinks import VirtualCamera
 from plugin.webcam import ClipCamera, LiveSource, Webcam, list_cameras
 
 
-def panel(config_path: Path | None, profile: str, port: int | None, clip: Path | None, browser: bool) -> None:
-    """Serve until interrupted. `clip` plays instead of the webcam. Raises `ValueError`/`OSError` with one sentence."""
+def panel(
+    config_path: Path | None,
+    profile: str,
+    port: int | None,
+    clip: Path | None,
+    browser: bool,
+    voice: Path | None = None,
+) -> None:
+    """Serve until interrupted. `clip` plays instead of the webcam, `voice` instead of the microphone.
+
+    Raises `ValueError`/`OSError` with one sentence.
+    """
     config_path = config_path or avatars.own_config()
     config = configured(config_path, profile, None, None, None, None)
     if port is not None and not 0 <= port <= 65535:
@@ -33,6 +44,7 @@ def panel(config_path: Path | None, profile: str, port: int | None, clip: Path |
         VirtualCamera(camera.picture_px, camera.fps, camera.device, camera.backend),
         cameras=lambda: [one.name for one in list_cameras() if not one.virtual],
         open_camera=webcam if clip is None else None,
+        microphone=FileMicrophone(voice) if voice is not None else Microphone(camera.microphone),
         profile=profile,
         first=memory.recall("avatar"),
     )

@@ -28,6 +28,7 @@ from engine.base import Base, open_base
 from engine.config import Config, load
 from engine.frames import Frame, Image
 from plugin.camera import Live, View
+from plugin.listening import LiveMicrophone
 from plugin.puppet import EnrolledPuppet, Puppet, Settings
 from plugin.sinks import LiveSink
 from plugin.webcam import CameraLostError, LiveSource
@@ -145,12 +146,14 @@ class Studio:
         open_camera: Callable[[str], LiveSource] | None = None,
         base: Base | None = None,
         make_live: Callable[..., Live] = Live,
+        microphone: LiveMicrophone | None = None,
         profile: str = "",
         first: str = "",
     ) -> None:
         """`config_path`: the user's own file, which need not exist; saved into its `profile` if one is named.
 
-        `cameras` names those that `open_camera` opens; `first` is the avatar shown where the configuration names none.
+        `cameras` names those that `open_camera` opens; `microphone` is open only while it is to move the lips; `first`
+        is the avatar shown where the configuration names none.
         """
         self.config_path = config_path if config_path and config_path.exists() else None
         self._save_path = config_path or avatars.home() / "config.toml"
@@ -163,7 +166,7 @@ class Studio:
         self._base = base or open_base()
         self._closet = Closet(config, self._base, config.camera.avatar or first)
         self._profile = profile
-        self._make_live = make_live
+        self._make_live, self._microphone = make_live, microphone
         self._live: Live | None = None
         self._chosen_avatar = ""
         self._alone: _Pump | None = None
@@ -181,7 +184,9 @@ class Studio:
             names = self._closet.names
             if self._live is None and names:
                 self._pump(False)
-                self._live = self._make_live(self._config, self._source, self._gate, self._closet)
+                self._live = self._make_live(
+                    self._config, self._source, self._gate, self._closet, microphone=self._microphone
+                )
                 self._live.set(**_changes(self._settings))
                 self._chosen_avatar = names[0]
                 self._live.start()
@@ -223,6 +228,7 @@ class Studio:
             "camera": self._source.name,
             "cameras_can_change": self._open_camera is not None,
             "chosen_camera": self._names["name"],
+            "microphone": self._microphone.name if self._microphone is not None else "",
             "sink": self._gate.name,
             "settings": _plain(self._settings),
             "pass_through_asks": live.pass_through_asks if live is not None else True,

@@ -38,6 +38,7 @@ const WORDS = {
   "no avatar": ["No avatar yet", "Make one from a few photos", "off"],
   starting: ["Starting", "The avatar is being loaded", "wait"],
   live: ["Live", "Callers see {avatar}", "live"],
+  voice: ["Live · voice", "No face in view: {avatar} speaks by your voice", "live"],
   "no face": ["Live", "No face in view: {avatar} rests", "live"],
   "no camera": ["No webcam", "{avatar} rests until it is back", "wait"],
   held: ["Held", "Callers see a frozen picture", "held"],
@@ -48,6 +49,7 @@ const WORDS = {
 };
 const PREVIEW_WORDS = {
   live: ["Off", "Only you see this: {avatar}", "off"],
+  voice: ["Off · voice", "No face in view: {avatar} speaks by your voice", "off"],
   "no face": ["Off", "No face in view: {avatar} rests", "off"],
   held: ["Off · held", "Only you see this", "off"],
   private: ["Private", "Not live; going live shows a still card", "private"],
@@ -56,7 +58,8 @@ const PREVIEW_WORDS = {
 
 function situation() {
   const state = wire.state;
-  const words = (!state.on_air && PREVIEW_WORDS[state.state]) || WORDS[state.state] || ["", "", "off"];
+  const off = state.state === "no camera" && !state.settings.webcam;
+  const words = (off && ["Webcam off", "{avatar} rests", "wait"]) || (!state.on_air && PREVIEW_WORDS[state.state]) || WORDS[state.state] || ["", "", "off"];
   if (state.on_air && !state.sending) {
     const stuck = state.problems.length > 0;
     return { title: stuck ? "Not live" : "Going live", text: "Callers see nothing yet", mode: "wait" };
@@ -308,12 +311,12 @@ function sides() {
   if (wire.state.state === "no avatar") return nothing;
   return html`<section class="sides" aria-label="Camera and landmarks">
     <figure>
-      <div class="small-screen">${enrol.shown ? nothing : previews.camera.canvas}</div>
+      <div class="small-screen">${enrol.shown || !setting("webcam") ? nothing : previews.camera.canvas}</div>
       <figcaption>Camera ${cameraChoice()}</figcaption>
     </figure>
     <figure>
-      <div class="small-screen">${previews.landmarks.canvas}</div>
-      <figcaption>Landmarks <span class="muted">${wire.state.state === "no face" ? "no face found" : ""}</span></figcaption>
+      <div class="small-screen">${setting("webcam") ? previews.landmarks.canvas : nothing}</div>
+      <figcaption>Landmarks <span class="muted">${["no face", "voice"].includes(wire.state.state) && setting("webcam") ? "no face found" : ""}</span></figcaption>
     </figure>
     ${wrong("camera")}
   </section>`;
@@ -416,10 +419,13 @@ function take(event, done) {
 }
 
 const SLIDERS = [
-  ["expression", "Expression", 2, 1, "How strongly your expression is followed"],
-  ["blink", "Blink", 1.5, 1, "How far your lids are followed"],
-  ["gaze", "Gaze", 1.5, 1, "How far your gaze is followed"],
-  ["steadiness", "Head steadiness", 1, 0, "At the right end the head keeps still"],
+  ["expression", "Expression", 0, 2, 1, "How strongly your expression is followed"],
+  ["mood", "Mood", -1, 1, 0, "Added to whatever your face does: grave at the left end, a smile at the right"],
+  ["blink", "Blink", 0, 1.5, 1, "How far your lids are followed"],
+  ["wake", "Open tired eyes", 0, 1, 0, "How far lids that hang are lifted; blinks stay"],
+  ["gaze", "Gaze", 0, 1.5, 1, "How far your gaze is followed"],
+  ["contact", "Eye contact", 0, 1, 0, "How far a gaze near the camera is drawn to it"],
+  ["steadiness", "Head steadiness", 0, 1, 0, "At the right end the head keeps still"],
 ];
 const BACKGROUNDS = [
   ["photo", "Own"],
@@ -432,17 +438,20 @@ const BACKGROUNDS = [
 function look() {
   return html`<section class="look" aria-labelledby="look-title">
     <h2 id="look-title">Look</h2>
-    ${SLIDERS.map(([name, label, most, usual, about]) => {
+    ${SLIDERS.map(([name, label, least, most, usual, about]) => {
       const value = setting(name);
       return html`<div class="slider">
         <label for=${name} title=${about}>${label}</label>
         <output for=${name}>${Math.round(value * 100)} %</output>
         <button class="plain reset" ?hidden=${Math.abs(value - usual) < 0.005} @click=${() => set(name, usual)}
           aria-label=${`${label} back to ${usual * 100} %`}>Reset</button>
-        <input type="range" id=${name} min="0" max=${most} step="0.05" .value=${live(String(value))}
+        <input type="range" id=${name} min=${least} max=${most} step="0.05" .value=${live(String(value))}
           aria-valuetext=${`${Math.round(value * 100)} percent`} @input=${(event) => set(name, Number(event.target.value))}>
       </div>`;
     })}
+    ${toggle("voice_lips", "Voice moves the lips", "While no face is seen. Your microphone stays open as long as this is on; nothing is kept or sent")}
+    ${voiceNote()}
+    ${toggle("webcam", "Webcam", "Off: nobody reads it. The avatar rests, or speaks by your voice")}
     ${toggle("mirror_preview", "Mirror my own camera", "As in a bathroom mirror; callers see nothing of it")}
     ${toggle("mirror_output", "Mirror what callers see", "")}
     <fieldset class="background">
@@ -467,6 +476,13 @@ function look() {
     </fieldset>
     ${wrong("look")}
   </section>`;
+}
+
+function voiceNote() {
+  if (!setting("voice_lips")) return nothing;
+  const { state, microphone } = wire.state;
+  return html`<p class="muted voice" role="status">${state === "voice" ? "The voice moves the face now" : "The camera moves the face as long as it sees one"}
+    · ${microphone || "the system's microphone"}</p>`;
 }
 
 function chooseKind(name) {
