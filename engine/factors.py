@@ -4,7 +4,7 @@ After PD-FGC (Wang et al. 2023, arXiv 2211.14506), with landmarks for its codes.
 neutral face of whoever is to make the motion, so that what came from four people fits together:
 
     pose         turn, place and size, relative to the source's neutral
-    eyes         lids, irises and the skin between lid and brow
+    eyes         lids, irises and the skin between lid and brow, beside the corners of the eyes
     lips         how far the mouth is open, and what mouth, chin and cheeks do *fast*
     expression   brows, upper cheeks, nose, and what mouth, chin and cheeks do *slowly*
 
@@ -21,19 +21,18 @@ from dataclasses import dataclass, replace
 from importlib import resources
 from typing import Self
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from engine import geometry
 from engine.codec import shipped_basis
 from engine.frames import POINT_COUNT, Face
-from engine.motion import HeadFace, NeutralFinder, to_head, transfer_shape
+from engine.motion import HeadFace, NeutralFinder, to_head, transfer_shape, turned, turned_by
 
 Floats = NDArray[np.float32]
 
-WINDOW_S = 0.6
-"""Time constant of the mean that parts slow from fast: syllables last a third of it, smiles several of it."""
+WINDOW_S = 0.4
+"""Time constant of the mean that parts slow from fast: syllables last half of it, smiles several of it."""
 EYEBALL_CM = 1.2
 _LIP_PAIRS = np.array(list(zip(geometry.LIPS_INNER[1:10], reversed(geometry.LIPS_INNER[11:]), strict=True)))
 _OUTER_PAIRS = np.array(list(zip(geometry.LIPS_OUTER[1:10], reversed(geometry.LIPS_OUTER[11:]), strict=True)))
@@ -44,6 +43,7 @@ _LID_PAIRS = np.array(
 _IRISES = [*geometry.IRIS_RIGHT, *geometry.IRIS_LEFT]
 _EYE_POINTS = [*geometry.EYE_RIGHT, *geometry.EYE_LEFT, *_IRISES]
 _MOUTH_POINTS = [*geometry.LIPS_OUTER, *geometry.LIPS_INNER, *geometry.JAW]
+_CORNERS = ((33, 133), (362, 263))
 _BROWS = [*geometry.BROW_RIGHT, *geometry.BROW_LEFT]
 
 
@@ -52,7 +52,7 @@ class Factors:
     """One moment of one source, on the canvas. Lengths in centimetres of the canvas' head frame, y up."""
 
     pose: Floats
-    """`[6]`: rotation vector (degrees, axes of the picture), aside and down (centimetres), ln of the size."""
+    """`[6]`: yaw, pitch and roll (degrees, `engine.motion.turned_by`), aside and down (centimetres), ln of the size."""
     eyes: Floats
     """`[478, 3]`: how the points move; zero where the eyes have no say. The other two alike."""
     lips: Floats
@@ -89,6 +89,28 @@ class Anatomy:
     """`[478, 3]`: the movement for each centimetre between the lips; zero outside the mouth."""
     rows: Floats
     """`[R, 478, 3]`: how mouths move fast beside opening, learned (`training.lips`); what a voice steers."""
+
+
+@functools.cache
+def _beside_corners() -> tuple[NDArray[np.intp], Floats]:
+    """`[478]`, which eye each point is next to, and `[478, 1]`, how far along from its one corner to the other."""
+    mean = shipped_basis().mean[:, :2]
+    along = []
+    for one, other in _CORNERS:
+        way = mean[other] - mean[one]
+        along.append(np.clip((mean - mean[one]) @ way / (way @ way), 0, 1))
+    eye = (mean @ (mean[263] - mean[33]) > 0).astype(np.intp)
+    return eye, np.where(eye == 0, *along)[:, None].astype(np.float32)
+
+
+def _carried(moved: Floats) -> Floats:
+    """`[478, 3]`: how the corners of the eyes move, and what lies between them along with them.
+
+    That is no movement of lids and irises: it is where the head's own frame was found.
+    """
+    eye, share = _beside_corners()
+    ends = moved[np.array(_CORNERS)]
+    return (1 - share) * ends[eye, 0] + share * ends[eye, 1]
 
 
 def _near(points: Floats, members: list[int], within_cm: float, until_cm: float) -> Floats:
@@ -181,15 +203,14 @@ class Splitter:
             share = 1 - math.exp(-max(face.time_s - self._last_s, 0.0) / self._window_s)
             self._slow = self._slow + np.float32(share) * (left - self._slow)
         self._last_s = face.time_s
-        eyes = anatomy.eyes * moved
+        eyes = anatomy.eyes * (moved - _carried(moved))
         lips = opened + left - self._slow
         return Factors(_pose(now, neutral), eyes, lips, gaps_of(shape), moved - eyes - lips)
 
 
 def _pose(now: HeadFace, neutral: HeadFace) -> Floats:
-    turn = cv2.Rodrigues((now.rotation @ neutral.rotation.T).astype(np.float64))[0][:, 0]
     shift = (now.translation[:2] - neutral.translation[:2]) / neutral.scale
-    return np.array([*np.degrees(turn), *shift, math.log(now.scale / neutral.scale)], np.float32)
+    return np.array([*turned_by(now, neutral), *shift, math.log(now.scale / neutral.scale)], np.float32)
 
 
 # --- and together -------------------------------------------------------------------------------------------
@@ -223,11 +244,10 @@ class Mixer:
         missing = ((given.lips.gaps - gaps_of(shape)) / 2)[:, None]
         for pairs in (_LIP_PAIRS, _OUTER_PAIRS):
             shape[pairs, 1] += missing * np.array([1, -1], np.float32)
-        turn = cv2.Rodrigues(np.radians(pose[:3].astype(np.float64)))[0]
         shift = np.array([*pose[3:5], 0], np.float32) * np.float32(canvas.scale)
         moved = HeadFace(
             shape.astype(np.float32),
-            (turn @ canvas.rotation).astype(np.float32),
+            turned(canvas, pose[:3]),
             canvas.translation + shift,
             canvas.scale * math.exp(float(pose[5])),
         )
@@ -246,10 +266,7 @@ class Mixer:
 
 def pose_of(yaw_deg: float = 0.0, pitch_deg: float = 0.0, roll_deg: float = 0.0) -> Floats:
     """`Factors.pose` of a head turned so, signs as `engine.tracker.euler_deg`'s."""
-    yaw, pitch, roll = math.radians(-yaw_deg), math.radians(-pitch_deg), math.radians(roll_deg)
-    about = [np.array([0, 0, roll]), np.array([0, yaw, 0]), np.array([pitch, 0, 0])]
-    turn = cv2.Rodrigues(about[0])[0] @ cv2.Rodrigues(about[1])[0] @ cv2.Rodrigues(about[2])[0]
-    return np.array([*np.degrees(cv2.Rodrigues(turn)[0][:, 0]), 0, 0, 0], np.float32)
+    return np.array([yaw_deg, pitch_deg, roll_deg, 0, 0, 0], np.float32)
 
 
 def eyes_of(canvas: HeadFace, open_share: float = 1.0, aside_deg: float = 0.0, up_deg: float = 0.0) -> Floats:
@@ -292,7 +309,7 @@ class Idle:
 
     def pose(self, time_s: float) -> Floats:
         """Slow waves of no common period: two degrees of turn, a millimetre or two aside."""
-        sizes = np.array([1.0, 1.4, 0.6, 0.12, 0.08])
-        rates_hz = np.array([[0.11, 0.27], [0.07, 0.19], [0.09, 0.23], [0.06, 0.17], [0.08, 0.21]])
+        sizes = np.array([1.4, 1.0, 0.6, 0.12, 0.08])
+        rates_hz = np.array([[0.07, 0.19], [0.11, 0.27], [0.09, 0.23], [0.06, 0.17], [0.08, 0.21]])
         waves = np.sin(2 * math.pi * rates_hz * time_s + self._waves) @ np.array([0.7, 0.3])
         return np.array([*(sizes * waves), 0], np.float32)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from engine import geometry
 from engine.frames import Face, NoFace
+from engine.tracker import euler_deg
 
 Floats = NDArray[np.float32]
 
@@ -45,6 +46,32 @@ class HeadFace:
 def to_head(face: Face) -> HeadFace:
     shape = (face.points - face.translation) @ face.rotation / face.scale
     return HeadFace(shape.astype(np.float32), face.rotation, face.translation, face.scale)
+
+
+def head_rotation(yaw_deg: float, pitch_deg: float, roll_deg: float) -> Floats:
+    """The `Face.rotation` that `engine.tracker.euler_deg` reads as these angles."""
+    yaw, pitch, roll = np.radians([-yaw_deg, -pitch_deg, roll_deg])
+    (cy, cp, cr), (sy, sp, sr) = np.cos([yaw, pitch, roll]), np.sin([yaw, pitch, roll])
+    about_x = np.array([[1, 0, 0], [0, cp, -sp], [0, sp, cp]])
+    about_y = np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])
+    about_z = np.array([[cr, -sr, 0], [sr, cr, 0], [0, 0, 1]])
+    return (about_z @ about_y @ about_x @ np.diag([1.0, -1.0, -1.0])).astype(np.float32)
+
+
+def turned_by(now: HeadFace, neutral: HeadFace) -> Floats:
+    """`[3]` degrees: how far yaw, pitch and roll are from the neutral's.
+
+    Angle by angle, not one rotation after another: with a driver whose neutral is tilted, or seen from below, a
+    rotation about the picture's axes would come out on the avatar's upright head as another mixture of angles.
+    """
+    apart = np.subtract(euler_deg(now.rotation), euler_deg(neutral.rotation))
+    return ((apart + 180) % 360 - 180).astype(np.float32)
+
+
+def turned(neutral: HeadFace, angles_deg: Floats) -> Floats:
+    """The rotation of a head that is turned so from its neutral; undoes `turned_by`."""
+    yaw_deg, pitch_deg, roll_deg = np.add(euler_deg(neutral.rotation), angles_deg)
+    return head_rotation(float(yaw_deg), float(pitch_deg), float(roll_deg))
 
 
 def span(shape: Floats) -> Floats:
@@ -185,13 +212,12 @@ class Retarget:
         neutral = self.finder.look(face)
         now, avatar = to_head(face), self._avatar
         shape = transfer_shape(now.shape, neutral.shape, avatar.shape)
-        turn = now.rotation @ neutral.rotation.T
         zoom = float(np.clip(now.scale / neutral.scale, 0.7, 1.4))
         shift = (now.translation - neutral.translation) * (avatar.scale / neutral.scale)
         shift[2] = 0.0
         moved = HeadFace(
             shape,
-            (turn @ avatar.rotation).astype(np.float32),
+            turned(avatar, turned_by(now, neutral)),
             avatar.translation + shift,
             avatar.scale * zoom,
         )

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from engine import geometry
 from engine.frames import Face, NoFace
-from engine.motion import NeutralFinder, Rest, Retarget, neutrality, to_head
-from engine.tracker import canonical_face, fit_pose
+from engine.motion import NeutralFinder, Rest, Retarget, head_rotation, neutrality, to_head, turned, turned_by
+from engine.tracker import canonical_face, euler_deg, fit_pose
 
 Floats = NDArray[np.float32]
 MakeFace = Callable[..., Face]
@@ -295,3 +295,25 @@ def test_rest_without_easing_jumps_once() -> None:
     rest.seen(FACE, 0.0)
     assert np.array_equal(rest.missing(NoFace(0.1)), RESTING)
     assert np.array_equal(rest.seen(FACE, 0.2), FACE)
+
+
+# --- turning ---
+
+
+@pytest.mark.parametrize("angles", [(20.0, 0.0, 0.0), (0.0, -15.0, 0.0), (10.0, 5.0, -20.0), (-50.0, 25.0, 30.0)])
+def test_a_rotation_of_angles_is_read_as_these_angles(angles: tuple[float, float, float]) -> None:
+    assert euler_deg(head_rotation(*angles)) == pytest.approx(angles, abs=1e-3)
+
+
+def test_a_tilted_driver_turns_an_upright_avatar_angle_by_angle(make_face: MakeFace) -> None:
+    """A camera that sees the driver from below and askew: the avatar nods and turns by as much, and does not tilt."""
+    neutral, avatar = to_head(make_face(pitch_deg=20, roll_deg=15)), to_head(make_face(yaw_deg=-5))
+    now = to_head(make_face(yaw_deg=30, pitch_deg=26, roll_deg=15))
+    assert turned_by(now, neutral) == pytest.approx([30, 6, 0], abs=1e-3)
+    assert euler_deg(turned(avatar, turned_by(now, neutral))) == pytest.approx([25, 6, 0], abs=1e-3)
+
+
+def test_a_head_that_is_upside_down_has_turned_the_short_way(make_face: MakeFace) -> None:
+    assert turned_by(to_head(make_face(roll_deg=-175)), to_head(make_face(roll_deg=175)))[2] == pytest.approx(
+        10, abs=0.01
+    )

@@ -42,13 +42,12 @@ from engine.avatar import Avatar
 from engine.base import Base, open_base
 from engine.config import Config
 from engine.frames import Face, Frame, Image, Points
-from engine.motion import NeutralFinder, Retarget
-from engine.references import Ceiling, front_reference
-from engine.renderer import Generator, Renderer, Stream, avatar_face
-from engine.tracker import Tracker, canonical_face, fit_pose
+from engine.renderer import Generator, Renderer, Stream
+from engine.tracker import Tracker
 from training import photos
 from training.enrol import MAX_PHOTOS, PersonShot, build
 from training.episodes import raster_tensor, to_image
+from training.evaluate_factors import evaluate_factors
 from training.identity import SFace
 from training.matte import Matte
 from training.measures import Judge, flicker, following, restlessness, stance
@@ -59,6 +58,7 @@ from training.protocol import (
     MEASURED,
     SIZE_PX,
     STRETCH,
+    Relative,
     Stretch,
     Taken,
     drivable,
@@ -151,31 +151,6 @@ class OwnBackground:
     def __call__(self, frame: Frame, face: Face) -> Image:
         target = geometry.to_crop_units(face.points, face.size_px[0])
         return self._stream.draw(target, face.time_s)[0].copy()
-
-
-class Relative:
-    """The driver's motion on the avatar's neutral face, as `engine.renderer.Renderer` has it, as a `Face` to draw.
-
-    The neutral face is the best among `seen`.
-    """
-
-    def __init__(self, avatar: Avatar, seen: Sequence[Face]) -> None:
-        finder = NeutralFinder()
-        finder.prime(list(seen))
-        self._retarget = Retarget(avatar_face(avatar), finder)
-        points = [geometry.to_crop_units(one.points, one.rgb.shape[0]) for one in avatar.photos]
-        front = front_reference(points)
-        self._ceiling = Ceiling(avatar.references[front].matte, points[front])
-        self._canonical = canonical_face()
-
-    def __call__(self, face: Face) -> Face:
-        points = self._ceiling(self._retarget(face)).copy()
-        points[:, :2] += 1
-        points *= np.float32(SIZE_PX / 2)
-        rotation, translation, scale = fit_pose(points, self._canonical)
-        return replace(
-            face, points=points, rotation=rotation, translation=translation, scale=scale, size_px=(SIZE_PX, SIZE_PX)
-        )
 
 
 def understudy(base: Base, name: str, own: bool = False) -> Maker:
@@ -586,7 +561,9 @@ def _shots(text: str) -> tuple[int, ...]:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="clips, with index.tsv")
+    parser.add_argument(
+        "folder", type=Path, nargs="?", default=Path("heads"), help="clips, with index.tsv; heads if left out"
+    )
     parser.add_argument("--split", default="test")
     parser.add_argument("--base", type=Path, help="folder of a base (training.export); the shipped one if left out")
     parser.add_argument(
@@ -600,6 +577,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--clips", type=int, default=0, help="of each person, the longest first; 0 = all")
     parser.add_argument("--shots", type=_shots, default=(MAX_PHOTOS,), help="photos, e.g. 1,8,32")
     parser.add_argument("--cross", type=int, nargs="?", const=1, default=0, help="others that drive each person")
+    parser.add_argument(
+        "--factors", action="store_true", help="instead: does each factor follow its own source? (evaluate_factors.py)"
+    )
     parser.add_argument("--tune-s", type=float, help="seconds of fine-tuning; config.toml's if left out")
     parser.add_argument("--seed", type=int, default=0)
     told = parser.parse_args(arguments)
@@ -610,6 +590,12 @@ def main(arguments: list[str] | None = None) -> None:
     config = replace(config, render=render, enrol=replace(config.enrol, tune_s=tune_s))
     try:
         bases = read_bases(told.base, told.compare)
+        if told.factors:
+            evaluate_factors(
+                told.folder, bases[TUNED], config, told.out, told.split, told.people, told.frames, told.clips, told.seed
+            )
+            logger.info("%s", (told.out / "factors.md").read_text(encoding="utf-8"))
+            return
         options = Options(told.split, told.people, told.frames, told.clips, told.seed, told.shots, told.cross)
         makers = [zakharov(told.paper, chosen_terms(), told.paper_epochs)] if told.paper else []
         evaluate(told.folder, bases, config, told.out, options, makers)

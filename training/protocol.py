@@ -24,9 +24,14 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from engine import geometry
+from engine.avatar import Avatar
 from engine.config import Config
 from engine.frames import Face, Frame
-from engine.tracker import Tracker
+from engine.motion import NeutralFinder, Retarget
+from engine.references import Ceiling, front_reference
+from engine.renderer import avatar_face
+from engine.tracker import Tracker, canonical_face, fit_pose
 from training import photos
 from training.enrol import MAX_PHOTOS, spread
 from training.measures import Floats
@@ -185,3 +190,33 @@ def drivers(name: str, order: Sequence[str], count: int) -> list[str]:
     """The `count` people after `name` in `order`, which goes round; never `name`."""
     place = order.index(name)
     return [order[(place + step) % len(order)] for step in range(1, min(count, len(order) - 1) + 1)]
+
+
+# --- the product's motion ---
+
+
+class Relative:
+    """The driver's motion on the avatar's neutral face, as `engine.renderer.Renderer` has it, as a `Face` to draw.
+
+    The neutral face is the best among `seen`, or `neutral`, whatever was seen.
+    """
+
+    def __init__(self, avatar: Avatar, seen: Sequence[Face], neutral: Face | None = None) -> None:
+        finder = NeutralFinder()
+        if neutral is not None:
+            finder.pin(neutral)
+        finder.prime(list(seen))
+        self._retarget = Retarget(avatar_face(avatar), finder)
+        points = [geometry.to_crop_units(one.points, one.rgb.shape[0]) for one in avatar.photos]
+        front = front_reference(points)
+        self._ceiling = Ceiling(avatar.references[front].matte, points[front])
+        self._canonical = canonical_face()
+
+    def __call__(self, face: Face) -> Face:
+        points = self._ceiling(self._retarget(face)).copy()
+        points[:, :2] += 1
+        points *= np.float32(SIZE_PX / 2)
+        rotation, translation, scale = fit_pose(points, self._canonical)
+        return replace(
+            face, points=points, rotation=rotation, translation=translation, scale=scale, size_px=(SIZE_PX, SIZE_PX)
+        )
