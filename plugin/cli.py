@@ -113,11 +113,19 @@ def _parser() -> argparse.ArgumentParser:
     camera.add_argument(
         "--delay-voice", action="store_true", help="a microphone that is as late as the picture (Linux)"
     )
+    camera.add_argument(
+        "--voice",
+        nargs="?",
+        const="",
+        metavar="FILE",
+        help="while no face is seen, the microphone moves the lips (or a sound file in its place)",
+    )
     camera.add_argument("--list", action="store_true", help="list the webcams there are, and stop")
     panel = commands.add_parser("panel", help="open the page that enrols, previews and controls the live avatar")
     panel.add_argument("--port", type=int, help="on this machine only; 0 = any that is free")
     panel.add_argument("--profile", default="", help="a section [profiles.NAME...] of the configuration")
     panel.add_argument("--clip", type=Path, help="a recorded clip instead of the webcam")
+    panel.add_argument("--voice", type=Path, metavar="FILE", help="a sound file instead of the microphone")
     panel.add_argument("--no-browser", action="store_false", dest="browser", help="print the link, open nothing")
     demo = commands.add_parser("demo", help="enrol somebody who does not exist, render, and print what it took")
     demo.add_argument("--out", type=Path, default=Path("demo"), help="folder for the results")
@@ -335,6 +343,7 @@ def _camera(options: argparse.Namespace) -> None:
         preview_only=options.preview_only,
         window=options.window,
         delay_voice=options.delay_voice,
+        voice=options.voice,
     )
 
 
@@ -405,7 +414,7 @@ def _panel(options: argparse.Namespace) -> None:
         if error.name not in ("aiohttp", "tomlkit"):
             raise
         raise ValueError("the panel needs the parts for calls: pip install 'understudy[call]'") from error
-    panel(options.config, options.profile, options.port, options.clip, options.browser)
+    panel(options.config, options.profile, options.port, options.clip, options.browser, options.voice)
 
 
 def _demo(options: argparse.Namespace) -> None:
