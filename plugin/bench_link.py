@@ -76,7 +76,10 @@ class Clock:
         self._rate = 1 + drift_ppm * 1e-6
 
     def now_s(self) -> float:
-        return time.monotonic() * self._rate
+        return self.told_s(time.monotonic())
+
+    def told_s(self, true_s: float) -> float:
+        return true_s * self._rate
 
     def true_s(self, told_s: float) -> float:
         return told_s / self._rate
@@ -208,7 +211,7 @@ class _Viewer:
             return
         self.last_s = now_s
         for coded in frames:
-            self.ways_ms.append((now_s - self._taken_s(coded.time_s, now_s)) * 1e3)
+            self.ways_ms.append((now_s - self._clock.true_s(self._whole_s(coded.time_s, now_s))) * 1e3)
             self.jitter.put(coded, now_s)
 
     def message(self, kind: str, payload: bytes) -> None:
@@ -217,10 +220,9 @@ class _Viewer:
         else:
             self.message_s = self.message_s or time.monotonic()
 
-    def _taken_s(self, told_s: float, now_s: float) -> float:
-        """When, on our clock, the sender's clock (modulo its wrap) stood there."""
-        near_s = now_s * self._clock.now_s() / time.monotonic()
-        return self._clock.true_s(unwrap(told_s, near_s, TIME_WRAP_S))
+    def _whole_s(self, told_s: float, now_s: float) -> float:
+        """The sender's clock without its wrap, a little before our `now_s`."""
+        return unwrap(told_s, self._clock.told_s(now_s), TIME_WRAP_S)
 
     def look(self) -> None:
         now_s = time.monotonic()
@@ -232,9 +234,9 @@ class _Viewer:
         error, age_s = None, None
         told_s = self.jitter.sender_s(now_s)
         if isinstance(shown.face, Face) and told_s is not None:
-            age_s = now_s - self._taken_s(told_s, now_s)
-            near_s = now_s * self._clock.now_s() / time.monotonic()
-            truth = self._performance.at(unwrap(told_s, near_s, TIME_WRAP_S)).points
+            whole_s = self._whole_s(told_s, now_s)
+            age_s = now_s - self._clock.true_s(whole_s)
+            truth = self._performance.at(whole_s).points
             eyes_px = float(np.linalg.norm((truth[33] - truth[263])[:2]))
             error = float(np.linalg.norm((shown.face.points - truth)[:, :2], axis=1).mean()) / eyes_px * 100
         self.looks.append((now_s, shown.showing, error, age_s, shown.delay_ms))
