@@ -29,6 +29,7 @@ from engine.base import Base
 from engine.config import load
 from engine.frames import Face, Frame, Image, NoFace
 from plugin.camera import Live
+from plugin.listening import Heard
 from plugin.panel import enrolment, server, worker
 from plugin.panel.enrolment import Enrolment, TooLargeError
 from plugin.panel.server import STATIC, Panel
@@ -36,6 +37,7 @@ from plugin.panel.studio import Gate, Studio, TappedSource
 from plugin.puppet import Settings
 from plugin.sinks import SinkLostError
 from plugin.webcam import CameraLostError
+from tests.test_voice_lips import babble
 from training import photos
 from training.photos import CheckedPhoto, Look
 
@@ -105,7 +107,35 @@ def studio(home: Path, face_photo: Image) -> Studio:
     return make_studio(base, face_photo)
 
 
-def make_studio(base: Base, rgb: Image, sink: Recorder | None = None, config_path: Path | None = None) -> Studio:
+class Babbler:
+    """A microphone before which somebody speaks without end."""
+
+    name = "Babbler"
+
+    def __init__(self) -> None:
+        self.is_open, self.count = False, 0
+        self._sound = babble(5.0)
+
+    def open(self) -> None:
+        self.is_open = True
+
+    def read(self) -> Heard:
+        time.sleep(0.02)
+        piece = self._sound.take(np.arange(320) + 320 * self.count, mode="wrap")
+        self.count += 1
+        return Heard(piece, 16_000, time.monotonic())
+
+    def close(self) -> None:
+        self.is_open = False
+
+
+def make_studio(
+    base: Base,
+    rgb: Image,
+    sink: Recorder | None = None,
+    config_path: Path | None = None,
+    microphone: Babbler | None = None,
+) -> Studio:
     config = load(config_path if config_path and config_path.exists() else None)
     small = replace(
         config, render=replace(config.render, size_px=256), camera=replace(config.camera, size_px="640x360")
@@ -118,6 +148,7 @@ def make_studio(base: Base, rgb: Image, sink: Recorder | None = None, config_pat
         cameras=lambda: ["Still camera", "Other camera"],
         open_camera=lambda name: StillCamera(rgb, name or "Still camera"),
         base=base,
+        microphone=microphone or Babbler(),
         make_live=lambda *parts, **more: Live(*parts, tracker=Blind, **more),
     )
 

@@ -20,7 +20,7 @@ from engine.frames import Image
 from plugin import cards
 from plugin.panel import server
 from plugin.panel.studio import Studio
-from tests.test_panel import ASSETS, Recorder, make_studio, wait_until
+from tests.test_panel import ASSETS, Babbler, Recorder, make_studio, wait_until
 from training.photos import load_photo
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -209,6 +209,7 @@ def test_keyboard_alone_is_enough(host: Hosted, page: Any, tmp_path: Path) -> No
         if what == "save":
             break
     expected = {"live", "privacy", "hold", "neutral", "real", "enrol", "expression", "blink", "gaze", "steadiness"}
+    expected |= {"mood", "wake", "contact", "voice_lips", "webcam"}
     assert expected | {"mirror_preview", "mirror_output", "background"} <= reached
     page.focus("#expression")
     page.keyboard.press("ArrowRight")
@@ -228,6 +229,39 @@ def test_keyboard_alone_is_enough(host: Hosted, page: Any, tmp_path: Path) -> No
     page.keyboard.press("p")  # works from everywhere
     shows(page, ".badge", "Private")
     page.keyboard.press("Escape")
+    assert page.complaints == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [360, 1280])
+def test_a_voice_in_the_place_of_a_face(host: Hosted, page: Any, tmp_path: Path, scheme: str, width: int) -> None:
+    """Switched on, the page says what moves the face; a mood and a webcam that is off are told, and all is saved."""
+    microphone = host.studio._microphone
+    assert isinstance(microphone, Babbler)
+    page.emulate_media(color_scheme=scheme)
+    page.set_viewport_size({"width": width, "height": 1000})
+    page.goto(host.link)
+    shows(page, ".badge", "No face in view: ada rests")
+    assert not microphone.is_open, "nobody listens before it is asked for"
+    page.check("[name=voice_lips]")
+    shows(page, ".badge", "voice")
+    shows(page, ".voice", "The voice moves the face now · Babbler")
+    assert microphone.is_open
+    page.uncheck("[name=webcam]")
+    wait_until(lambda: host.studio.camera_picture() is None)
+    shows(page, ".badge", "ada speaks by your voice")
+    page.focus("#mood")
+    for _ in range(4):
+        page.keyboard.press("ArrowRight")
+    wait_until(lambda: host.studio.snapshot()["settings"]["mood"] == pytest.approx(0.2))
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.click("[data-do=save]")
+    shows(page, ".keep", "Saved in")
+    saved = (tmp_path / "config.toml").read_text()
+    assert all(line in saved for line in ("voice_lips = true", "webcam = false", "mood = 0.2"))
+    page.uncheck("[name=voice_lips]")
+    shows(page, ".badge", "Webcam off")
+    wait_until(lambda: not microphone.is_open)
     assert page.complaints == []
 
 
