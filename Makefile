@@ -39,8 +39,8 @@ bench-link: $(STAMP)
 
 # make fuzz COUNT=10000000: that many damaged packets into the decoder, and frames into the jitter buffer
 fuzz: $(STAMP)
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m tests.fuzz_codec $(or $(COUNT),1000000)
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m tests.fuzz_jitter $(or $(COUNT),1000000)
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m tests.fuzz decoder $(or $(COUNT),1000000)
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m tests.fuzz jitter $(or $(COUNT),1000000)
 
 clean:
 	rm -rf $(VENV) .ruff_cache .pytest_cache .hypothesis demo bench

@@ -74,6 +74,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from engine import geometry
 from engine.frames import POINT_COUNT, Face, NoFace, Points
 from engine.motion import HeadFace, neutrality, to_head
 
@@ -91,7 +92,7 @@ SEQUENCE_WRAP = 1 << 8
 TIME_WRAP_S = 65.536
 """Times are the sender's clock modulo this; `unwrap` undoes it."""
 QUALITIES = 8
-DEFAULT = 4
+DEFAULT = 5
 """Quality: 0 (least) to `QUALITIES - 1` (best)."""
 
 POSE = 7
@@ -332,6 +333,11 @@ class LevelCoder:
         """`[quality][mode]`: the tables of the parameters."""
         self.identity = [tables[t] for t in basis.identity_models.tolist()]
         self.rest = [tables[t] for t in basis.rest_models.tolist()] * POINT_COUNT
+        self._bits = np.array([_bits_of(table) for table in tables], np.float32)
+
+    def bits(self, quality: int, mode: int) -> Floats:
+        """`[P, 2 * WEIGHED + 1]`: what differences from `-WEIGHED` to `WEIGHED` cost, bits."""
+        return self._bits[self._basis.models[quality, mode]]
 
     def put(self, symbols: Symbols, levels: Levels, quality: int) -> None:
         for order in frame_order(len(levels)):
@@ -349,6 +355,21 @@ class LevelCoder:
             if not -LEVEL_LIMIT <= now.min() <= now.max() <= LEVEL_LIMIT:
                 raise CodecError("this face packet is damaged: it holds a level that is too large")
         return levels
+
+
+WEIGHED = 60
+"""Differences up to this many steps have a price."""
+
+
+def _bits_of(table: Table) -> list[float]:
+    counts, reach = table
+    escape = COUNT_BITS - math.log2(counts[1]) + 6
+    return [
+        COUNT_BITS - math.log2(counts[off + reach + 2] - counts[off + reach + 1])
+        if abs(off) <= reach
+        else escape + math.floor(math.log2(abs(off) - reach))
+        for off in range(-WEIGHED, WEIGHED + 1)
+    ]
 
 
 @functools.cache
@@ -455,6 +476,12 @@ def parameters(seen: Sequence[Face], neutral: HeadFace, analysis: Floats) -> NDA
 
 _DEAD = 0.1
 _MISFIT_CM = 0.12
+_OUTLINE = [*geometry.OVAL, *geometry.FOREHEAD, *geometry.JAW]
+_OUTLINE_WEIGHT, _FEATURES_WEIGHT = 3.0, 1.5
+"""How much more errors of the outline, and of lips, lids and irises, count to the encoder, beside `Basis.weights`. Hair
+and background move with the outline: nearly all that is seen of the codec in a picture comes from there."""
+_BIT_WORTH = 0.3
+"""The squared error, in squares of an expression's finest step, that is as bad as a bit more."""
 
 
 def nearest(wanted: NDArray[np.float64], predicted: Levels) -> Levels:
@@ -479,7 +506,12 @@ class Encoder:
         self.quality = quality
         self._basis, self._coder = shipped_basis(), shipped_coder()
         self._headers = HeaderCoder(self._basis, self._coder)
-        self._analysis = self._basis.analysis(self._basis.expression, self._basis.weights_xyz)
+        weights = self._basis.weights_xyz.reshape(POINT_COUNT, 3).copy()
+        weights[sorted(set(_OUTLINE)), :2] *= _OUTLINE_WEIGHT
+        weights[self._basis.weights > 1] *= _FEATURES_WEIGHT
+        self._analysis = self._basis.analysis(self._basis.expression, weights.ravel())
+        weighed = (self._basis.expression * weights.ravel()).astype(np.float64)
+        self._metric = weighed @ weighed.T
         self._renew_s = renew_s
         self._now = self._next = mean_header(self._basis)
         self._next_packet = b""
@@ -609,8 +641,34 @@ class Encoder:
         levels = np.zeros(wanted.shape, np.int64)
         for order in frame_order(len(seen)):
             predicted = predict(basis, levels, quality, order)
-            levels[order[0]] = np.clip(nearest(wanted[order[0]], predicted), -LEVEL_LIMIT, LEVEL_LIMIT)
+            now = nearest(wanted[order[0]], predicted)
+            self._economise(now[POSE:], wanted[order[0], POSE:], predicted[POSE:], quality, mode_of(order))
+            levels[order[0]] = np.clip(now, -LEVEL_LIMIT, LEVEL_LIMIT)
         return levels
+
+    def _economise(
+        self, levels: Levels, wanted: NDArray[np.float64], predicted: Levels, quality: int, mode: int
+    ) -> None:
+        """Moves an expression's levels `[K]` one by one, for as long as that makes error and bits together less.
+
+        The error is that of all points, so that what one level is off by, others may make good: the lattice's nearest
+        point, not each number's; and the bits are the tables' own (rate-distortion optimised quantisation).
+        """
+        steps = self._basis.steps[quality, POSE:].astype(np.float64)
+        metric = self._metric * steps[:, None] * steps
+        worth = _BIT_WORTH * float(steps.min()) ** 2
+        bits = worth * self._coder.bits(quality, mode)[POSE:]
+        every = np.arange(len(levels))
+        pull = 2 * metric @ (levels - wanted)
+        for _ in range(2 * len(levels)):
+            place = np.clip(levels - predicted + WEIGHED, 1, 2 * WEIGHED - 1)
+            now = bits[every, place] - np.diag(metric)
+            gains = np.stack([now - bits[every, place + 1] - pull, now - bits[every, place - 1] + pull])
+            down, best = divmod(int(gains.argmax()), len(levels))
+            if gains[down, best] <= 1e-9:
+                break
+            levels[best] += 1 - 2 * down
+            pull += (1 - 2 * down) * 2 * metric[best]
 
 
 class Decoder:

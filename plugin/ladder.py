@@ -39,9 +39,9 @@ class Rung:
     """What the packets may take, without headers; 0.3 s of it may have been saved up."""
 
 
-THIN = Rung(DEFAULT, face_interval_s=0.06, packet_interval_s=0.11, kbps=1.44)
+THIN = Rung(DEFAULT, face_interval_s=0.06, packet_interval_s=0.11, kbps=1.4)
 """At most 1.5 kbit/s over any ten seconds: two faces in every second voice packet of 60 ms, as fine as that allows."""
-RUNGS = (THIN, Rung(2), Rung(3), Rung(DEFAULT))
+RUNGS = (THIN, Rung(2), Rung(4), Rung(DEFAULT))
 """From the worst line to the best. Never a better quality: a lively face would take more than 5 kbit/s beside the
 voice."""
 

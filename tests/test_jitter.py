@@ -17,7 +17,7 @@ from engine.frames import Face, NoFace
 from engine.motion import to_head
 from engine.tracker import canonical_face, euler_deg
 from plugin.jitter import MAX_FRAMES, Jitter, Shown, between
-from tests import fuzz_jitter
+from tests import fuzz
 from tests.conftest import rotation_from_euler
 
 STEP_S = 0.04
@@ -322,7 +322,7 @@ def test_a_flood_of_ever_slower_ways_is_not_remembered_packet_by_packet() -> Non
 
 
 def test_the_fuzzer_finds_nothing_in_a_few_thousand() -> None:
-    taken, _ = fuzz_jitter.fuzz(3000, seed=3)
+    taken, _ = fuzz.fuzz("jitter", 3000, seed=3)
     assert 1000 < taken < 3000
 
 
