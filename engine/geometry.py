@@ -175,10 +175,13 @@ def _grid() -> Floats:
     return np.stack(np.meshgrid(line, line), -1)
 
 
-_SPREADS = [
+SPREADS = [
     (cv2.getGaussianKernel(size, sigma, cv2.CV_32F), weight)
     for size, sigma, weight in ((7, 0.8, 1.0), (11, 1.8, 0.1), (19, 3.0, 0.002))
 ]
+"""Kernels over cells of the grid, and what each of them counts for."""
+LEAST_SPREAD = 1e-5
+"""Where landmarks count for less than this there is the similarity alone."""
 _SQUARE = np.ones((3, 3), np.uint8)
 _CROSS = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
 GRID = _grid()
@@ -216,9 +219,9 @@ def mesh_flows(target: Floats, references: Floats, head: Floats) -> Floats:
             sums[:, channel] = np.bincount(splat_cell, (splat_weight * values).ravel(), GRID_PX * GRID_PX)
         sums = sums.reshape(GRID_PX, GRID_PX, -1)
         total = np.zeros_like(sums)
-        for kernel, weight_of_width in _SPREADS:
+        for kernel, weight_of_width in SPREADS:
             total += weight_of_width * cv2.sepFilter2D(sums, -1, kernel, kernel, borderType=cv2.BORDER_CONSTANT)
-        spread = total[..., :-1] / (total[..., -1:] + 1e-5)
+        spread = total[..., :-1] / (total[..., -1:] + LEAST_SPREAD)
         flows[:, number] = outside + spread.reshape(GRID_PX, GRID_PX, count, 2).transpose(2, 0, 1, 3)
     return flows
 
@@ -300,6 +303,20 @@ def whole_misfit(
 
 
 @dataclass(frozen=True, slots=True)
+class Brief:
+    """What one frame of the generator is drawn from, but for the dense maps."""
+
+    raster: NDArray[np.uint8]
+    """`[128, 128, 3]`."""
+    maps: Floats
+    """`[AFFINE_COUNT + 3, 2, 3]`: slot A's affine maps, and the head's similarities to slot B's references."""
+    tile: NDArray[np.uint8]
+    """`[64, 64]`: which of the four references slot B looks into (1 to 3)."""
+    detail: Floats
+    """`[64, 64]`: how much slot B may say, 0 to 1; up to 2 where it is to be believed before slot A (`trust`)."""
+
+
+@dataclass(frozen=True, slots=True)
 class Conditioning:
     """What one frame of the generator is drawn from."""
 
@@ -325,7 +342,7 @@ def trust(target: dict[str, Floats], slot_a: dict[str, Floats], chosen: Sequence
     return np.clip((behind - 0.1) / 0.4, 0.0, 1.0).astype(np.float32)
 
 
-def condition(target: Floats, references: Floats, fade: Floats, trust: Floats | None = None) -> Conditioning:
+def brief(target: Floats, references: Floats, fade: Floats, trust: Floats | None = None) -> Brief:
     """Describe one target `[478, 2+]` against four references `[4, 478, 2+]`, all in crop units.
 
     The references are slot A, then slot B's rest, eyes and mouth; `fade` is `[3]`, how far each of the latter three is
@@ -333,18 +350,24 @@ def condition(target: Floats, references: Floats, fade: Floats, trust: Floats | 
     """
     head = head_similarity(target, references)
     index, inside = zones(target)
-    mesh = mesh_flows(target, references, head)
     affine = affine_maps(target, references[:1], head[:1])[0]
-    grids = np.empty((MAP_COUNT + DETAIL_COUNT, GRID_PX, GRID_PX, 2), np.float32)
-    for number, map_ in enumerate(affine):
-        np.add(GRID @ map_[:, :2].T, map_[:, 2], out=grids[number])
-    grids[AFFINE_COUNT:MAP_COUNT] = mesh[0]
-    for number in range(3):
-        own = index == number
-        map_ = head[number + 1]
-        grids[MAP_COUNT][own] = GRID[own] @ map_[:, :2].T + map_[:, 2]
-        grids[MAP_COUNT + 1][own] = mesh[number + 1, 0][own]
-        grids[MAP_COUNT + 2][own] = mesh[number + 1, 1][own]
     strength = fade if trust is None else fade * (1 + trust)
     detail = (strength[:, None, None] * inside).sum(0, dtype=np.float32)
-    return Conditioning(raster(target), grids, index + np.uint8(1), detail)
+    return Brief(raster(target), np.concatenate([affine, head[1:]]), index + np.uint8(1), detail)
+
+
+def condition(target: Floats, references: Floats, fade: Floats, trust: Floats | None = None) -> Conditioning:
+    """`brief`, and the dense maps."""
+    told = brief(target, references, fade, trust)
+    head = np.concatenate([told.maps[:1], told.maps[AFFINE_COUNT:]])
+    mesh = mesh_flows(target, references, head)
+    grids = np.empty((MAP_COUNT + DETAIL_COUNT, GRID_PX, GRID_PX, 2), np.float32)
+    for number, map_ in enumerate(told.maps[:AFFINE_COUNT]):
+        np.add(GRID @ map_[:, :2].T, map_[:, 2], out=grids[number])
+    grids[AFFINE_COUNT:MAP_COUNT] = mesh[0]
+    for reference in (1, 2, 3):
+        own = told.tile == reference
+        grids[MAP_COUNT][own] = GRID[own] @ head[reference, :, :2].T + head[reference, :, 2]
+        grids[MAP_COUNT + 1][own] = mesh[reference, 0][own]
+        grids[MAP_COUNT + 2][own] = mesh[reference, 1][own]
+    return Conditioning(told.raster, grids, told.tile, told.detail)

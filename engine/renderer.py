@@ -115,6 +115,7 @@ def _resident(prepared: Sequence[Prepared], direct: bool) -> Tensors:
         "thumbnails": np.concatenate([one.thumbnail for one in prepared], 1)[None],
         "features": np.concatenate([one.features for one in prepared], 1)[None],
         "reference_raster": np.stack([one.raster for one in prepared]),
+        "points": np.stack([one.points[:, :2] for one in prepared]),
     }
     if not direct:
         full = np.concatenate([one.full for one in prepared])
@@ -207,14 +208,14 @@ class Generator:
         self._show(chosen)
         described = [self._described[index] for index in chosen]
         trust = geometry.trust(geometry.describe(target), described[0], described[1:])
-        told = geometry.condition(target, self._points, fade, trust)
-        given = {
-            "raster": told.raster[None],
-            "grids": told.grids[None],
-            "tile": told.tile[None],
-            "detail": told.detail[None, None],
-            **({"chosen": chosen.astype(np.int32)} if self._on_card else {}),
-        }
+        given: dict[str, NDArray[np.generic]]
+        if self._on_card:
+            told = geometry.brief(target, self._points, fade, trust)
+            given = {"target": target[:, :2], "maps": told.maps, "chosen": chosen.astype(np.int32)}
+        else:
+            told = geometry.condition(target, self._points, fade, trust)
+            given = {"grids": told.grids[None]}
+        given |= {"raster": told.raster[None], "tile": told.tile[None], "detail": told.detail[None, None]}
         try:
             drawn = self.backend.run(given)
         except UnavailableError as error:

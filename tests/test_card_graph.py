@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.numpy_helper
 import pytest
 import torch
 from numpy.typing import NDArray
@@ -70,7 +71,8 @@ def test_inputs_and_outputs_go_by_these_names(typed: onnx.ModelProto, avatar: Av
     r, c = len(avatar.references), base.feature_channels
     assert inputs == {
         "raster": [1, 128, 128, 3],
-        "grids": [1, 16, 64, 64, 2],
+        "target": [478, 2],
+        "maps": [14, 2, 3],
         "tile": [1, 64, 64],
         "detail": [1, 1, 64, 64],
         "chosen": [4],
@@ -78,6 +80,7 @@ def test_inputs_and_outputs_go_by_these_names(typed: onnx.ModelProto, avatar: Av
         "thumbnails": [1, 4, r * 64, 64],
         "features": [1, c, r * 64, 64],
         "reference_raster": [r, 3, 64, 64],
+        "points": [r, 478, 2],
         "full": [1, 3, r * 512, 640],
     }
     assert set(FRAME_INPUTS) < inputs.keys()
@@ -191,6 +194,7 @@ def frames(avatar: Avatar, base: Base) -> list[dict[str, NDArray[Any]]]:
         "thumbnails": np.concatenate([one.thumbnail for one in prepared], 1)[None],
         "features": np.concatenate([one.features for one in prepared], 1)[None],
         "reference_raster": np.stack([one.raster for one in prepared]),
+        "points": np.stack([one.points[:, :2] for one in prepared]),
         "full": full.transpose(2, 0, 1)[None].astype(np.float32),
     }
 
@@ -200,8 +204,10 @@ def frames(avatar: Avatar, base: Base) -> list[dict[str, NDArray[Any]]]:
             target = geometry.to_crop_units(landmarks(name).copy(), 256)
             points = np.stack([prepared[index].points for index in chosen])
             one = geometry.condition(target, points, np.ones(3, np.float32))
+            told = geometry.brief(target, points, np.ones(3, np.float32))
             frame = {"raster": one.raster, "grids": one.grids, "tile": one.tile, "detail": one.detail[None]}
-            yield {key: value[None] for key, value in frame.items()} | {"chosen": np.array(chosen, np.int32)}
+            frame = {key: value[None] for key, value in frame.items()}
+            yield frame | {"target": target[:, :2], "maps": told.maps, "chosen": np.array(chosen, np.int32)}
 
     return [one | resident for one in told()]
 
@@ -243,6 +249,20 @@ def test_it_is_the_bases_own_picture(avatar: Avatar, base: Base, frames: list[di
     swapped = frame | {"chosen": frame["chosen"][::-1].copy()}
     other = drawn(made(avatar, base, 256, "f32"), swapped)
     assert np.abs(other["rgb"] - expected["rgb"]).max() > 20, "exchanged references are noticed"
+
+
+def test_its_maps_are_those_of_a_processor(avatar: Avatar, base: Base, frames: list[dict[str, NDArray[Any]]]) -> None:
+    """The grids that the graph lays out itself, by the only operations it has, against `engine.geometry.condition`."""
+    model = made(avatar, base, 256, "f32")
+    constants = {one.name: onnx.numpy_helper.to_array(one) for one in model.graph.initializer}
+    shaped = [node for node in model.graph.node if node.op_type == "Reshape" and node.input[1] in constants]
+    (looked,) = [node.output[0] for node in shaped if constants[node.input[1]].tolist() == [1, 16, 64, 64, 2]]
+    model.graph.output.append(onnx.helper.make_tensor_value_info(looked, FLOAT, [1, 16, 64, 64, 2]))
+    evaluator = ReferenceEvaluator(model, new_ops=[Conv, GridSample, Resize])
+    names = [one.name for one in model.graph.input]
+    for frame in frames:
+        (found,) = evaluator.run([looked], {name: frame[name] for name in names})
+        assert np.abs(found - frame["grids"]).max() < 1e-4
 
 
 # --- what it refuses ---
@@ -291,7 +311,7 @@ def test_tensorrt_keeps_the_names_and_types(avatar: Avatar, base: Base) -> None:
     parser = trt.OnnxParser(network, tensorrt._logger(real()))
     assert parser.parse(graph)
     inputs = {network.get_input(number).name: network.get_input(number) for number in range(network.num_inputs)}
-    assert inputs.keys() == {*FRAME_INPUTS, "pictures", "thumbnails", "features", "reference_raster"}
+    assert inputs.keys() == {*FRAME_INPUTS, "pictures", "thumbnails", "features", "reference_raster", "points"}
     assert inputs["raster"].dtype == trt.uint8 and inputs["chosen"].dtype == trt.int32
     assert {network.get_output(number).name for number in range(network.num_outputs)} == set(OUTPUTS)
     kinds: dict[str, set[Any]] = {}

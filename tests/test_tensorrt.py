@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from engine.avatar import Avatar
 from engine.backends import UnavailableError, compiled, cuda, engine_file, tensorrt
-from engine.backends.card_graph import card_graph
+from engine.backends.card_graph import FRAME_INPUTS, card_graph
 from engine.backends.tensorrt import PORTABLE, Flavour, TensorRt, parse_target
 from engine.base import Base, open_base
 from engine.config import load
@@ -44,17 +44,17 @@ def opened(graph: bytes, card: FakeCard, cache: Path | None = None, made: Flavou
 def given(backend: TensorRt, seed: int = 0) -> dict[str, NDArray[np.generic]]:
     """Something for every input."""
     random = np.random.default_rng(seed)
-    grids = random.uniform(-0.9, 0.9, backend.inputs["grids"]).astype(np.float32)
+    target = random.uniform(-0.9, 0.9, backend.inputs["target"]).astype(np.float32)
     told: dict[str, NDArray[np.generic]] = {
         name: random.uniform(0, 1, shape).astype(np.float32) for name, shape in backend.inputs.items()
     }
     told["raster"] = random.integers(0, 256, backend.inputs["raster"]).astype(np.uint8)
     told["tile"] = random.integers(1, 4, backend.inputs["tile"]).astype(np.uint8)
-    return told | {"grids": grids, "chosen": np.array([0, 1, 2, 1], np.int32)}
+    return told | {"target": target, "chosen": np.array([0, 1, 2, 1], np.int32)}
 
 
 def per_frame(told: dict[str, NDArray[np.generic]]) -> dict[str, NDArray[np.generic]]:
-    return {name: told[name] for name in ("raster", "grids", "tile", "detail", "chosen")}
+    return {name: told[name] for name in FRAME_INPUTS}
 
 
 def refused(graph: bytes, card: FakeCard, made: Flavour | None = None) -> str:
@@ -294,7 +294,8 @@ def test_the_card_draws_what_the_processor_draws(
         pictures.append(drawn[0])
     assert np.abs(pictures[0].astype(int) - pictures[2]).max() > 30, "other references, another picture"
     up = [what for what in on_card.seen if what.startswith("up")]
-    assert len(up) == len(drawing.backend.inputs) - 5 + 1, "references once, and the first frame"
+    assert len(up) == len(drawing.backend.inputs) - len(FRAME_INPUTS) + 1, "references once, and the first frame"
+    assert int(up[0].split()[1]) < 75_000, "landmarks go up and no maps"
 
 
 def test_two_avatars_are_at_hand_at_once(on_card: FakeCard, tiny_base: Base, tiny_avatar: Avatar) -> None:

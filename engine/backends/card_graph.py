@@ -3,6 +3,8 @@
 `generator.onnx` serves every backend; this is what a card gets instead of it:
 
 - The person's numbers are constants, and what is not asked for is cut away.
+- The dense maps are laid out here (`engine.geometry.mesh_flows`, as products of matrices), so that landmarks go up
+  and no maps: 73 kB a frame instead of 0.6 MB.
 - All references of the avatar lie on the card, above each other in one tall picture per kind; which four of them serve
   is an input of four numbers (`chosen`). A change of reference copies nothing: it moves where the samples are taken.
 - At sizes above the network's own the photos are warped here too, as `engine.renderer` does it on a CPU, so that the
@@ -11,10 +13,10 @@
   atlas has up to 12 x 720 rows, a float16 has 11 bits: it would be off by pixels), and so do the statistics of the
   normalisations (sums over 4096 pixels) and the last layer of the motion, whose error is a shift of the picture.
 
-In, per frame: `raster`, `grids`, `tile`, `detail` as in the base, and `chosen [4]` int32. In, once per avatar, R
-references: `pictures [1, 4, R S, S]`, `thumbnails [1, 4, R S/4, S/4]`, `features [1, C, R S/4, S/4]`,
-`reference_raster [R, 3, S/4, S/4]`, and above the network's size `full [1, 3, R s, s + 2 side]` in levels (0 to
-255; `side_px`). Out:
+In, per frame: `raster`, `tile`, `detail` as in the base, `target [478, 2]` in crop units, `maps` as in
+`engine.geometry.Brief` and `chosen [4]` int32. In, once per avatar, R references: `pictures [1, 4, R S, S]`,
+`thumbnails [1, 4, R S/4, S/4]`, `features [1, C, R S/4, S/4]`, `reference_raster [R, 3, S/4, S/4]`, their landmarks
+`points [R, 478, 2]`, and above the network's size `full [1, 3, R s, s + 2 side_px(s)]` in levels (0 to 255). Out:
 `rgb [1, s, s, 3]` and `matte [1, s, s]`, uint8. Needs the package `onnx`.
 """
 
@@ -28,6 +30,18 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.frames import POINT_COUNT
+from engine.geometry import (
+    AFFINE_COUNT,
+    DETAIL_COUNT,
+    GRID,
+    GRID_PX,
+    LEAST_SPREAD,
+    LOWER_MESH,
+    MAP_COUNT,
+    SPREADS,
+    UPPER_MESH,
+)
 from engine.references import side_px
 
 if TYPE_CHECKING:
@@ -36,8 +50,8 @@ if TYPE_CHECKING:
 Tensors = Mapping[str, NDArray[np.generic]]
 Precision = Literal["f16", "f32"]
 
-FRAME_INPUTS = ("raster", "grids", "tile", "detail", "chosen")
-RESIDENT_INPUTS = ("pictures", "thumbnails", "features", "reference_raster", "full")
+FRAME_INPUTS = ("raster", "tile", "detail", "target", "maps", "chosen")
+RESIDENT_INPUTS = ("pictures", "thumbnails", "features", "reference_raster", "points", "full")
 OUTPUTS = ("rgb", "matte")
 KEPT_F32 = frozenset({"motion.leave.weight"})
 """Convolutions that stay float32, by their weights."""
@@ -65,6 +79,7 @@ def card_graph(model: Path, constants: Tensors, references: int, size_px: int, p
         graph.take_bytes()
         levels = {name: graph.levels(name) for name in ("rgb", "matte", "weight", "synthesised")}
         graph.keep_references_resident(references)
+        graph.feed("grids", lambda: _grids(graph, references))
         if size_px == network_px:
             finished = levels["rgb"], levels["matte"]
         else:
@@ -77,6 +92,71 @@ def card_graph(model: Path, constants: Tensors, references: int, size_px: int, p
     except (KeyError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ValueError(f"{model} is no base model that a graphics card can draw ({error})") from error
     return graph.model.SerializeToString()
+
+
+def _grids(graph: _Graph, references: int) -> str:
+    """`grids` of `engine.geometry.condition` from `target`, `points`, `maps` and `tile`."""
+    cells, count = GRID_PX * GRID_PX, POINT_COUNT
+    graph.add_input("target", "f32", (count, 2))
+    graph.add_input("points", "f32", (references, count, 2))
+    graph.add_input("maps", "f32", (AFFINE_COUNT + DETAIL_COUNT, 2, 3))
+
+    def shaped(tensor: str, *shape: int) -> str:
+        return graph.op("Reshape", tensor, graph.ints(list(shape)))
+
+    def mapped(maps: str, number: int, points: str) -> str:
+        """`[number, 2, 3]` and `[1, n, 2]` -> `[number, n, 2]`; sums of products, for no unit shortens those."""
+        columns = [shaped(graph.part(maps, 2, index, index + 1), number, 1, 2) for index in range(3)]
+        sides = [graph.part(points, 2, index, index + 1) for index in range(2)]
+        products = [graph.op("Mul", side, column) for side, column in zip(sides, columns[:2], strict=True)]
+        return graph.op("Add", graph.op("Add", *products), columns[2])
+
+    heads = graph.op(
+        "Concat", graph.part("maps", 0, 0, 1), graph.part("maps", 0, AFFINE_COUNT, AFFINE_COUNT + 3), axis=0
+    )
+    grid = graph.constant(GRID.reshape(1, cells, 2))
+    affine, similar = mapped(graph.part("maps", 0, 0, AFFINE_COUNT), AFFINE_COUNT, grid), mapped(heads, _TILES, grid)
+
+    # Each landmark's leftover onto its four cells: tents over rows times tents over columns.
+    there = graph.op("Gather", "points", "chosen", axis=0)
+    left = graph.op("Sub", there, mapped(heads, _TILES, graph.op("Unsqueeze", "target", graph.ints([0]))))
+    left = shaped(graph.op("Transpose", left, perm=[0, 2, 1]), 2 * _TILES, count)
+    carried = graph.op("Concat", left, graph.constant(np.ones((1, count), np.float32)), axis=0)
+    places = graph.op("Mul", graph.op("Add", "target", graph.number(1)), graph.number(GRID_PX / 2))
+    places = graph.op("Sub", places, graph.number(0.5))
+    lines = graph.constant(np.arange(GRID_PX, dtype=np.float32))
+
+    def tents(side: int) -> str:
+        away = graph.op("Abs", graph.op("Sub", graph.part(places, 1, side, side + 1), lines))
+        return graph.op("Relu", graph.op("Sub", graph.number(1), away))  # [478, 64]
+
+    members = np.stack([np.isin(np.arange(count), mesh) for mesh in (UPPER_MESH, LOWER_MESH)])
+    carried = graph.op("Mul", carried, graph.constant(members[:, None].astype(np.float32)))  # [2, 9, 478]
+    rows = graph.op("Transpose", tents(1), perm=[1, 0])
+    splat = graph.op("Mul", graph.op("Unsqueeze", carried, graph.ints([2])), rows)  # [2, 9, 64, 478]
+    splat = graph.op("MatMul", splat, tents(0))
+    spread = ""
+    for kernel, weight in SPREADS:
+        half = len(kernel) // 2
+        blur = sum(float(one) * np.eye(GRID_PX, k=k - half, dtype=np.float32) for k, one in enumerate(kernel[:, 0]))
+        across, down = graph.constant(np.asarray(blur)), graph.constant(np.asarray(blur * weight))
+        blurred = graph.op("MatMul", graph.op("MatMul", down, splat), across)
+        spread = graph.op("Add", spread, blurred) if spread else blurred
+    total = graph.op("Add", graph.part(spread, 1, 2 * _TILES, 2 * _TILES + 1), graph.number(LEAST_SPREAD))
+    spread = graph.op("Div", graph.part(spread, 1, 0, 2 * _TILES), total)
+    spread = graph.op("Transpose", shaped(spread, 2, _TILES, 2, cells), perm=[0, 1, 3, 2])
+    meshes = graph.op("Add", spread, similar)  # [2, 4, 4096, 2]
+
+    tile = shaped(graph.op("Cast", "tile", to=_FLOAT), 1, cells, 1)
+    all_b = graph.op("Concat", graph.op("Unsqueeze", similar, graph.ints([0])), meshes, axis=0)  # [3, 4, 4096, 2]
+    slot_b = ""
+    for reference in (1, 2, 3):
+        own = graph.op("Cast", graph.op("Equal", tile, graph.number(reference)), to=_FLOAT)
+        part = graph.op("Mul", shaped(graph.part(all_b, 1, reference, reference + 1), 3, cells, 2), own)
+        slot_b = graph.op("Add", slot_b, part) if slot_b else part
+    slot_a = shaped(graph.part(meshes, 1, 0, 1), 2, cells, 2)
+    every = graph.op("Concat", affine, slot_a, slot_b, axis=0)
+    return shaped(every, 1, MAP_COUNT + DETAIL_COUNT, GRID_PX, GRID_PX, 2)
 
 
 def _enlarged(graph: _Graph, levels: dict[str, str], references: int, size_px: int) -> tuple[str, str]:
@@ -240,6 +320,11 @@ class _Graph:
         for value in list(self._graph.input):
             if value.type.tensor_type.elem_type == _UINT8:
                 self._reroute(value.name, functools.partial(self.op, "Cast", value.name, to=_FLOAT))
+
+    def feed(self, name: str, make: Callable[[], str]) -> None:
+        """What was an input is made by the graph itself."""
+        self._reroute(name, make)
+        self._remove_input(name)
 
     def keep_references_resident(self, references: int) -> None:
         """Atlases of the four chosen references become atlases of all of them, sampled where `chosen` says."""
