@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
 
-from engine.voice_lips import BANDS, HEARD_HOPS, STEP_HOPS
-from training.lips import ROWS, LipNet, LipStep, best_offset, correlation, pearson, retrieval, windowed
+from engine.backends.openvino import OpenVino
+from engine.factors import shipped_anatomy
+from engine.voice_lips import BANDS, HEARD_HOPS, RATE_HZ, STEP_HOPS, LogMel
+from training.lips import (
+    ROWS,
+    LipNet,
+    LipStep,
+    best_offset,
+    correlation,
+    hush,
+    pearson,
+    retrieval,
+    save,
+    windowed,
+)
 
 
 def wander(steps: int, seed: int) -> np.ndarray:
@@ -29,6 +44,31 @@ def test_the_network_in_steps_is_the_network_of_the_whole() -> None:
             codes, memory = step(heard[:, k], memory)
             pieces.append(codes[0])
     assert torch.allclose(whole, torch.stack(pieces), atol=1e-5)
+
+
+def test_what_is_saved_is_at_rest_in_silence(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network, gain = LipNet().eval(), torch.full((1 + ROWS,), 2.0)
+    scale, offset = torch.rand(1 + ROWS) + 0.5, torch.randn(1 + ROWS)
+    save(network, shipped_anatomy(), scale, offset, gain, tmp_path)
+    kept = OpenVino(tmp_path / "lips.onnx", device="CPU", precision="f32", threads=1)
+
+    def said(heard: np.ndarray, steps: int) -> np.ndarray:
+        codes, memory = np.zeros(1 + ROWS), np.zeros((1, 128), np.float32)
+        for _ in range(steps):
+            drawn = kept.run({"heard": heard, "memory": memory})
+            codes, memory = drawn["codes"][0].copy(), drawn["remembered"].astype(np.float32)
+        return codes
+
+    quiet = LogMel().feed(np.zeros(RATE_HZ // 4, np.float32))[:HEARD_HOPS][None]
+    assert np.abs(said(quiet, 100)).max() < 1e-3
+    loud = np.random.default_rng(0).normal(size=quiet.shape).astype(np.float32)
+    with torch.no_grad():
+        plain = LipStep(network, scale, offset)
+        expected = 2 * (plain(torch.from_numpy(loud), torch.zeros(1, 128))[0][0] - hush(plain))
+    assert np.allclose(said(loud, 1), expected.numpy(), atol=1e-3)
+    with np.load(tmp_path / "mouth.npz") as stored:
+        assert np.allclose(stored["rows"], shipped_anatomy().rows, atol=1e-3)
 
 
 def test_an_offset_is_found_with_its_sign() -> None:

@@ -121,7 +121,7 @@ def example(generator: LiveGenerator, seed: int = 0) -> dict[str, Tensor]:
     return inputs | {name: state[name].clone() for name in TUNED}
 
 
-def _export(module: nn.Module, inputs: dict[str, Tensor], outputs: tuple[str, ...], path: Path) -> None:
+def to_onnx(module: nn.Module, inputs: dict[str, Tensor], outputs: tuple[str, ...], path: Path) -> None:
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # the tracer remarks on every shape that is a constant here
         torch.onnx.export(
@@ -152,7 +152,7 @@ def _store_halves(path: Path) -> None:
 
 
 def write_base(generator: LiveGenerator, folder: Path, record: dict[str, Any]) -> Base:
-    """Write the four files of a base; `record` (data, steps, command) goes into `base.json`."""
+    """Write the files of a base; `record` (data, steps, command) goes into `base.json`."""
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: value.half().contiguous() for name, value in generator.state_dict().items()}
     generator.load_state_dict({name: value.float() for name, value in state.items()})
@@ -160,15 +160,15 @@ def write_base(generator: LiveGenerator, folder: Path, record: dict[str, Any]) -
     with tempfile.TemporaryDirectory(dir=folder) as made:
         temporary = Path(made)
         save_file(state, temporary / "weights.safetensors")
-        _export(PerFrame(generator), example(generator), OUTPUTS, temporary / "generator.onnx")
-        _export(Lean(generator), example(generator), OUTPUTS, temporary / "processor.onnx")
+        to_onnx(PerFrame(generator), example(generator), OUTPUTS, temporary / "generator.onnx")
+        to_onnx(Lean(generator), example(generator), OUTPUTS, temporary / "processor.onnx")
         _store_halves(temporary / "processor.onnx")
         size = generator.options.size_px
         pictures = {
             "picture": torch.rand(1, PICTURE_CHANNELS, size, size),
             "raster": torch.rand(1, 3, size // 2, size // 2),
         }
-        _export(generator.reference_encoder, pictures, ("features",), temporary / "encoder.onnx")
+        to_onnx(generator.reference_encoder, pictures, ("features",), temporary / "encoder.onnx")
         told = {
             "sha256": file_sha256(temporary / "weights.safetensors"),
             "size_px": size,
@@ -186,16 +186,16 @@ def write_base(generator: LiveGenerator, folder: Path, record: dict[str, Any]) -
     return open_base(folder)
 
 
-def difference_from_torch(base: Base, graph: Path | None = None) -> dict[str, float]:
+def difference_from_torch(base: Base, graph: Path) -> dict[str, float]:
     """Largest absolute difference of each output between torch and OpenVINO, both float32 (bytes count in levels).
 
-    `graph` is one of the base's two; None is `processor.onnx`.
+    `graph` is one of the base's two.
     """
     generator = load_generator(base.weights)
     inputs = example(generator, seed=1)
     with torch.no_grad():
         expected = PerFrame(generator)(*inputs.values())
-    compiled = core().compile_model(str(graph or base.processor), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = core().compile_model(str(graph), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     got = compiled({name: value.numpy() for name, value in inputs.items()})
     return {
         name: float(np.abs(got[name].astype(np.float64) - value.numpy().astype(np.float64)).max())

@@ -11,11 +11,10 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import av
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -39,6 +38,7 @@ from engine.voice_lips import (
     read_voice,
 )
 from training.basis import importance, load_track, save_track, track
+from training.export import to_onnx
 from training.protocol import read_index
 
 logger = logging.getLogger(__name__)
@@ -71,32 +71,36 @@ class Spoken:
 
 def spoken(heads: Path, kept: Path, split: str, clips: int, frames: int) -> Iterator[Spoken]:
     """Clips with sound, up to so many of each person."""
-    config, tracker = configs.load().tracker, None
-    for person, paths in sorted(read_index(heads, split).items()):
-        for path in paths[:clips]:
-            with av.open(str(path)) as container:
-                if not container.streams.audio:
+    config = configs.load().tracker
+    with Tracker.from_config(config) as tracker:
+        for person, paths in sorted(read_index(heads, split).items()):
+            for path in paths[:clips]:
+                try:
+                    sound = read_voice(path).samples
+                    if float(np.abs(sound).max()) < 5 * SILENT:
+                        continue
+                    numbers = kept / split / f"{person}_{path.stem}_{frames}.npz"
+                    if not numbers.exists():
+                        save_track(numbers, track(path, tracker, config, frames))
+                except ValueError as error:  # no sound, or nothing that can be decoded
+                    logger.info("left out: %s", error)
                     continue
-            sound = read_voice(path).samples
-            if float(np.abs(sound).max()) < 5 * SILENT:
-                continue
-            numbers = kept / split / f"{person}_{path.stem}_{frames}.npz"
-            if not numbers.exists():
-                tracker = tracker or Tracker.from_config(config)
-                save_track(numbers, track(path, tracker, config, frames))
-            faces = [face for face in load_track(numbers) if isinstance(face, Face)]
-            if len(faces) >= LEAST_FRAMES:
-                finder = NeutralFinder()
-                finder.prime(faces[::3])
-                yield Spoken(path.stem, faces, finder.look(faces[0]), sound)
-    if tracker:
-        tracker.close()
+                faces = [face for face in load_track(numbers) if isinstance(face, Face)]
+                if len(faces) >= LEAST_FRAMES:
+                    finder = NeutralFinder()
+                    finder.prime(faces[::3])
+                    yield Spoken(path.stem, faces, finder.look(faces[0]), sound)
 
 
 def canvas() -> HeadFace:
     """The codec's mean face."""
     frontal = np.diag([1.0, -1.0, -1.0]).astype(np.float32)
     return HeadFace(shipped_basis().mean, frontal, np.array([128, 128, 0], np.float32), 9.0)
+
+
+def weighing() -> Floats:
+    """`[478 * 3]`: how much an error of each coordinate counts; depth half."""
+    return (importance()[:, None] * np.array([1, 1, 0.5], np.float32)).ravel()
 
 
 def anatomy_of(clips: Sequence[Spoken]) -> Anatomy:
@@ -125,7 +129,7 @@ def anatomy_of(clips: Sequence[Spoken]) -> Anatomy:
         for index in np.flatnonzero(own):
             slow += share * (fast[index] - slow)
             fast[index] -= slow
-    weights = (importance()[:, None] * np.array([1, 1, 0.5], np.float32)).ravel()
+    weights = weighing()
     weighed = fast * weights
     values, vectors = np.linalg.eigh((weighed.T @ weighed).astype(np.float64) / len(weighed))
     rows = (
@@ -142,7 +146,7 @@ def codes_of(clip: Spoken, anatomy: Anatomy) -> tuple[Floats, Floats]:
     finder = NeutralFinder()
     finder.prime(clip.faces[::3])
     split = Splitter(canvas(), finder, anatomy=anatomy)
-    weights = (importance()[:, None] * np.array([1, 1, 0.5], np.float32)).ravel()
+    weights = weighing()
     rows = anatomy.rows.reshape(ROWS, -1) * weights
     analysis = (np.linalg.solve(rows @ rows.T, rows) * weights).astype(np.float32)
     found = []
@@ -271,7 +275,6 @@ def train(
     epochs: int,
     scale: Tensor,
     offset: Tensor,
-    watch: Callable[[int, LipNet], None] | None = None,
     seed: int = 0,
     steps: int = 100,
 ) -> LipNet:
@@ -285,8 +288,8 @@ def train(
     chance = np.array([len(one.codes) for one in lessons], np.float64)
     chance /= chance.sum()
     weight = IMPORTANCE / IMPORTANCE.sum()
-    for epoch in range(epochs):
-        network.train()
+    network.train()
+    for _ in range(epochs):
         for _ in range(per_epoch):
             heard, codes, seen = [], [], []
             for index in random.choice(len(lessons), 16, p=chance):
@@ -310,8 +313,6 @@ def train(
             nn.utils.clip_grad_norm_(network.parameters(), 1.0)
             optimiser.step()
             schedule.step()
-        if watch:
-            watch(epoch, network)
     return network.eval()
 
 
@@ -392,10 +393,10 @@ def report(network: LipNet, lessons: Sequence[Lesson], scale: Tensor, offset: Te
 
 
 @torch.no_grad()
-def hush(step: LipStep, width: int) -> Tensor:
+def hush(step: LipStep) -> Tensor:
     """`[1 + ROWS]`: what the network says after four seconds of silence; that shall be the face at rest."""
     silence = torch.from_numpy(LogMel().feed(np.zeros(RATE_HZ // 4, np.float32))[:HEARD_HOPS])[None]
-    codes, memory = torch.zeros(1, 1 + ROWS), torch.zeros(1, width)
+    codes, memory = torch.zeros(1, 1 + ROWS), torch.zeros(1, step.network.memory.hidden_size)
     for _ in range(100):
         codes, memory = step(silence, memory)
     return codes[0]
@@ -408,26 +409,16 @@ def liveliness(network: LipNet, lessons: Sequence[Lesson], scale: Tensor) -> Ten
     return torch.from_numpy((LIVELY * real / said).clip(1, 3).astype(np.float32))
 
 
-def save(
-    network: LipNet, anatomy: Anatomy, scale: Tensor, offset: Tensor, folder: Path, gain: Tensor | None = None
-) -> None:
+def save(network: LipNet, anatomy: Anatomy, scale: Tensor, offset: Tensor, gain: Tensor, folder: Path) -> None:
     """`mouth.npz` and `lips.onnx`; silence is the face at rest, and the rest is `gain` times what was learned."""
     folder.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(
         folder / "mouth.npz", opening=anatomy.opening.astype(np.float16), rows=anatomy.rows.astype(np.float16)
     )
-    width = network.memory.hidden_size
-    more = torch.ones(1 + ROWS) if gain is None else gain
-    quiet = hush(LipStep(network.eval(), scale, offset), width)
-    step = LipStep(network, scale * more, (offset - quiet) * more)
-    torch.onnx.export(
-        step,
-        (torch.zeros(1, HEARD_HOPS, BANDS), torch.zeros(1, width)),
-        str(folder / "lips.onnx"),
-        input_names=["heard", "memory"],
-        output_names=["codes", "remembered"],
-        dynamo=False,
-    )
+    quiet = hush(LipStep(network.eval(), scale, offset))
+    step = LipStep(network, scale * gain, (offset - quiet) * gain).eval()
+    given = {"heard": torch.zeros(1, HEARD_HOPS, BANDS), "memory": torch.zeros(1, network.memory.hidden_size)}
+    to_onnx(step, given, ("codes", "remembered"), folder / "lips.onnx")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -441,7 +432,16 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--measure", type=Path, metavar="JSON", help="measure on the test split, and write it here")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        learn(options)
+    except (ValueError, OSError) as error:
+        parser.exit(1, f"{error}\n")
+
+
+def learn(options: argparse.Namespace) -> None:
     clips = list(spoken(options.heads, options.tracks, "train", options.clips, options.frames))
+    if not clips:
+        raise ValueError(f"no clip of the train split in {options.heads} has a sound and a face that speaks")
     logger.info("%d clips with sound, %d frames", len(clips), sum(len(clip.faces) for clip in clips))
     anatomy = anatomy_of(clips)
     lessons = [lesson(clip, anatomy) for clip in clips]
@@ -452,8 +452,10 @@ def main(arguments: list[str] | None = None) -> None:
     fits = {one.name: pearson(follow(first, one)[one.seen, 0], one.codes[one.seen, 0]) for one in lessons}
     good = [one for one in lessons if fits[one.name] >= LEAST_FIT]
     logger.info("%d of %d clips speak for themselves", len(good), len(lessons))
+    if not good:
+        raise ValueError("in none of the clips do the lips go with the sound: give more, or more epochs")
     network = train(good, options.epochs, scale, offset)
-    save(network, anatomy, scale, offset, options.out, liveliness(network, good, scale))
+    save(network, anatomy, scale, offset, liveliness(network, good, scale), options.out)
     if options.measure:
         unseen = [lesson(clip, anatomy) for clip in spoken(options.heads, options.tracks, "test", 2, options.frames)]
         told = report(network, unseen, scale, offset)

@@ -66,7 +66,7 @@ def perceptual_pair(
 
 
 def eyes_and_mouth_pair(drawn: Tensor, target: Tensor, placed: Tensor, size_px: int) -> tuple[Tensor, Tensor]:
-    """The two faces from brows to lower lip, twice their size: what people look at is a hundredth of the picture."""
+    """The two faces from brows to lower lip, enlarged: what people look at is a small part of the picture."""
     return cut_eyes_and_mouth(drawn, placed, size_px), cut_eyes_and_mouth(target, placed, size_px)
 
 

@@ -29,7 +29,7 @@ TRUST = 4.0
 """What a `detail` of 2 instead of 1 adds to the logit of slot B."""
 TUNED = ("rise.weight", "rise.bias", "head.weight", "head.bias", "output.weight", "output.bias")
 TUNED += ("motion.leave.weight", "motion.leave.bias")
-"""What an avatar brings along beside its modulation: the layers that turn features into pixels and motion (55 k)."""
+"""What an avatar brings along beside its modulation: the layers that turn features into pixels and motion (50 k)."""
 PICTURE_CHANNELS = 4
 """Red, green, blue in -1..1 and the matte in 0..1."""
 
