@@ -41,12 +41,12 @@ _FAINTEST = 1e-6
 _LEVEL_FLOOR, _LEVEL_FALL, _SPREAD = -9.0, 0.003, 4.0
 
 
-def _filters() -> Floats:
-    """`[BANDS, _FFT / 2 + 1]`: triangles, evenly spaced in mel from 60 to 7600 Hz."""
-    low_mel, high_mel = (2595 * math.log10(1 + hz / 700) for hz in (60, 7600))
-    edges_hz = 700 * (10 ** (np.linspace(low_mel, high_mel, BANDS + 2) / 2595) - 1)
-    at_hz = np.fft.rfftfreq(_FFT, 1 / RATE_HZ)
-    low, middle, high = (edges_hz[k : k + BANDS, None] for k in range(3))
+def mel_filters(bands: int, fft: int, low_hz: float, high_hz: float) -> Floats:
+    """`[bands, fft / 2 + 1]` for sound at `RATE_HZ`: triangles, evenly spaced in mel (2595 log10(1 + f / 700))."""
+    low_mel, high_mel = (2595 * math.log10(1 + hz / 700) for hz in (low_hz, high_hz))
+    edges_hz = 700 * (10 ** (np.linspace(low_mel, high_mel, bands + 2) / 2595) - 1)
+    at_hz = np.fft.rfftfreq(fft, 1 / RATE_HZ)
+    low, middle, high = (edges_hz[k : k + bands, None] for k in range(3))
     return np.clip(np.minimum((at_hz - low) / (middle - low), (high - at_hz) / (high - middle)), 0, None).astype("f4")
 
 
@@ -58,7 +58,8 @@ class LogMel:
     """
 
     def __init__(self) -> None:
-        self._filters, self._taper = _filters().T.copy(), np.hanning(_WINDOW).astype(np.float32)
+        self._filters = mel_filters(BANDS, _FFT, 60, 7600).T.copy()
+        self._taper = np.hanning(_WINDOW).astype(np.float32)
         self._kept = np.zeros(_WINDOW - HOP, np.float32)
         self._level = _LEVEL_FLOOR
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -12,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from engine.voice_lips import mel_filters
 from training.shards import SOUND_HZ
 
 HOP = SOUND_HZ // 100
@@ -22,6 +22,7 @@ MEL_BANDS = 80
 COLUMNS = 20
 """Five frames at 25 a second, the middle one the frame's own."""
 _NEEDED = (COLUMNS - 1) * HOP + WINDOW
+_FILTERS = torch.from_numpy(mel_filters(MEL_BANDS, FFT, 20, 7600))
 
 
 class Sound(Protocol):
@@ -69,17 +70,6 @@ def _placed(cut: NDArray[np.float32], start: int, count: int) -> NDArray[np.floa
     return filled
 
 
-@functools.cache
-def mel_filters() -> Tensor:
-    """`[MEL_BANDS, FFT / 2 + 1]`: triangles from 20 Hz to 7.6 kHz, evenly spaced in mel (2595 log10(1 + f / 700))."""
-    lowest, highest = (2595 * np.log10(1 + f / 700) for f in (20.0, 7600.0))
-    corners = 700 * (10 ** (np.linspace(lowest, highest, MEL_BANDS + 2) / 2595) - 1)
-    bins = np.arange(FFT // 2 + 1) * SOUND_HZ / FFT
-    rising = (bins - corners[:-2, None]) / np.diff(corners)[:-1, None]
-    falling = (corners[2:, None] - bins) / np.diff(corners)[1:, None]
-    return torch.from_numpy(np.clip(np.minimum(rising, falling), 0, None).astype(np.float32))
-
-
 def mel(samples: Tensor) -> Tensor:
     """`[..., n]` -> log mel energies `[..., MEL_BANDS, columns]`, silence at -1 and a loud voice near 1.
 
@@ -87,7 +77,7 @@ def mel(samples: Tensor) -> Tensor:
     """
     pieces = samples.unfold(-1, WINDOW, HOP) * torch.hann_window(WINDOW)
     power = torch.fft.rfft(pieces, FFT).abs().square()
-    energy = (power @ mel_filters().T).transpose(-1, -2)
+    energy = (power @ _FILTERS.T).transpose(-1, -2)
     return (energy.clamp(min=1e-6).log10() + 2) / 4
 
 

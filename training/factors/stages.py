@@ -342,8 +342,8 @@ class MomentStage(Stage[Moment]):
         return {name: getattr(recipe, name) for name in names}
 
     @staticmethod
-    def draw(model: Factors, batch: Moment) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """-> the picture, expression and sound features, and eye and sound's lip codes that it was drawn by."""
+    def draw(model: Factors, batch: Moment) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """-> the picture, expression and sound features, and the sound's lip code."""
         codes = model.codes
         with torch.no_grad():
             middle = codes.unified(batch.window[:, batch.window.shape[1] // 2])
@@ -352,13 +352,13 @@ class MomentStage(Stage[Moment]):
             pose = codes.pose(codes.unified(batch.target))[1]
             lip = torch.where(batch.by_sound[:, None] > 0, spoken, seen)
         feature, expression = codes.window_expression(batch.window)
-        return model.draw(batch.pictures, lip, expression, eye, pose), feature, sound, eye, spoken
+        return model.draw(batch.pictures, lip, expression, eye, pose), feature, sound, spoken
 
     def terms(self, state: FactorState, batch: Moment, ranks: Ranks) -> tuple[dict[str, Tensor], Tensor | None]:
         assert isinstance(state.model, Factors)
         assert state.bank is not None
         codes = state.model.codes
-        drawn, feature, sound, _, spoken = self.draw(state.model, batch)
+        drawn, feature, sound, spoken = self.draw(state.model, batch)
         with torch.no_grad():
             wanted = self.reader(batch.target)
             gaze = codes.eye(codes.unified(batch.target))[1]
@@ -372,7 +372,7 @@ class MomentStage(Stage[Moment]):
         }, drawn
 
     def measure(self, model: Factors, batch: Moment) -> dict[str, float]:
-        drawn, feature, sound, _, spoken = self.draw(model, batch)
+        drawn, feature, sound, spoken = self.draw(model, batch)
         lips = F.cosine_similarity(model.codes.lip(model.codes.unified(drawn))[1], spoken, dim=-1).mean()
         return {
             "l1": float((drawn - batch.target).abs().mean()),
