@@ -126,6 +126,9 @@ class Mirror(Stage):
         self.asked = list(faces)
         return [np.full((8, 8, 3), k, np.uint8) for k in range(len(faces))]
 
+    def rigid(self, faces: Sequence[Face]) -> list[Image]:
+        return self.draw(faces)
+
     def look(self, pictures: Sequence[Image]) -> tuple[Readings, list[Face | None]]:
         return columns([measured(face) for face in self.asked]), list(self.asked)
 
@@ -154,7 +157,8 @@ def person(make_face: MakeFace, avatar: Avatar, base: Base) -> dict[str, Any]:
 def test_a_perfect_picture_is_told_as_perfect(make_face: MakeFace, tiny_avatar: Avatar, tiny_base: Base) -> None:
     """The landmarks themselves: every factor follows its source and leaves the rest alone."""
     told = person(make_face, tiny_avatar, tiny_base)
-    assert told["floor"] == dict.fromkeys(MEASURES, 0.0)
+    assert told["factors"]["eyes"]["floor"] == dict.fromkeys(MEASURES, 0.0)
+    assert told["factors"]["pose"]["floor"]["yaw"] > 1, "of the photo, turned"
     assert told["lpips"] == {"landmarks": 0.25, "factors": 0.25}
     matrix = summary([told])["matrix"]
     for factor, owned in OWNED.items():

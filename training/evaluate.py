@@ -75,7 +75,7 @@ from training.tables import DRIVER, NEAREST, OWN, TRUTH, TUNED, UNTUNED, WHOLE_H
 logger = logging.getLogger(__name__)
 
 PAPER = "Zakharov et al. 2019"
-FORMAT = 1
+FORMAT = 2
 """Of a person's stored numbers: raised when a measure or the protocol changes, and old ones are no longer used."""
 
 # --- the methods ---

@@ -14,8 +14,10 @@ not everybody is driven by the same. Nothing but the drivers' clips decides it.
 Everything is told in the head's own frame (`engine.motion.to_head`), so that lids do not close because a head turns
 away; in millimetres of a head of the size of MediaPipe's. The gaze is the iris between the corners of its eye, aside,
 told only where the lids are open; the smile is the lift of the mouth's corners towards the nose. Beside what was seen
-stands what was *asked for*, the same numbers of the landmarks that were drawn, which no network has touched; and the
-*floor*: how far the reading of the very same pictures moves when they are put half a pixel aside.
+stands what was *asked for*, the same numbers of the landmarks that were drawn, which no network has touched; the
+*reach*, the share of the movement asked for that is seen; and the *floor*, what the tracker alone would make of it:
+for the pose, how far its reading of a photo moves that is turned like the mix as one rigid piece (`training.rigid`);
+for the other factors, how far its reading of the very same pictures moves when they are put half a pixel aside.
 
 Identity: the cosine to the person's photos (`training.measures`), of each mix and of the landmarks that have its pose,
 the driver's or the person's own, through the product's relative motion. Self-reconstruction: LPIPS of the person's own
@@ -69,6 +71,7 @@ from training.protocol import (
     take_photos,
     track,
 )
+from training.rigid import rigid_picture
 from training.tables import interval
 
 logger = logging.getLogger(__name__)
@@ -262,6 +265,11 @@ class Stage:
             drawn.append(self._renderer.draw(replace(face, time_s=self._clock_s)).rgb.copy())
         return drawn
 
+    def rigid(self, faces: Sequence[Face]) -> list[Image]:
+        """The photo most like the neutral face, turned and placed like these."""
+        photo = min(self.avatar.photos, key=lambda one: float(np.abs(one.points - self.avatar.neutral).mean()))
+        return [rigid_picture(photo, face, SIZE_PX) for face in faces]
+
     def look(self, pictures: Sequence[Image]) -> tuple[Readings, list[Face | None]]:
         self._tracker.reset()
         seen = [self._tracker.track(Frame(rgb, number / 25)) for number, rgb in enumerate(pictures)]
@@ -280,6 +288,12 @@ def changes(one: Readings, other: Readings) -> dict[str, float]:
 
 def correlation(one: Array, other: Array) -> float:
     return float(np.corrcoef(one, other)[0, 1]) if one.std() > 0 and other.std() > 0 else 0.0
+
+
+def reach(seen: Array, asked: Array) -> float:
+    """How much of the movement that was asked for is seen: the slope of the line through the frames."""
+    off = asked - asked.mean()
+    return float(off @ seen / max(float(off @ off), 1e-9))
 
 
 def measure_person(
@@ -317,12 +331,11 @@ def measure_person(
     told["lpips"] = {way: float(np.mean(values)) for way, values in told["lpips"].items()}
 
     held = stage.split(Driver("", "", list(faces), list(faces), {}))
-    asked_before = stage.mix([Sources.all(one) for one in held])
-    pictures = stage.draw(asked_before)
-    before, seen = stage.look(pictures)
-    floor, _ = stage.look([half_a_pixel_aside(rgb) for rgb in pictures])
-    told["floor"] = changes(floor, before)
-    asked_before = columns([measured(face) for face in asked_before])
+    faces_before = stage.mix([Sources.all(one) for one in held])
+    pictures = stage.draw(faces_before)
+    before, _ = stage.look(pictures)
+    aside, _ = stage.look([half_a_pixel_aside(rgb) for rgb in pictures])
+    asked_before = columns([measured(face) for face in faces_before])
     own_csim = follow_landmarks(faces, faces)
     for factor, driver in driven_by.items():
         driven = stage.split(driver)
@@ -338,11 +351,16 @@ def measure_person(
             asked = columns([measured(face) for face in faces_asked])
             if name == "mix":
                 row["csim"] = {"mix": csim(pictures, seen)}
+                row["floor"] = changes(aside, before)
+                if factor == "pose":
+                    rigid, _ = stage.look(stage.rigid(faces_before))
+                    row["floor"] = changes(stage.look(stage.rigid(faces_asked))[0], rigid)
             row["moves"][name] = {"seen": changes(shown, before), "asked": changes(asked, asked_before)}
             row["follows"][name] = {
                 key: {
                     "seen": correlation(shown[key], driver.told[key]),
                     "asked": correlation(asked[key], driver.told[key]),
+                    "reach": reach(shown[key], asked[key]),
                 }
                 for key in OWNED[factor]
             }
@@ -456,25 +474,26 @@ def summary(people: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """factor -> measure -> what is told of it, each `{"value", "low", "high", "people"}`; identity and LPIPS beside."""
     cells: dict[str, dict[str, dict[str, Any]]] = {}
     for factor, owned in OWNED.items():
-        rows = [(one["factors"][factor], one["floor"]) for one in people if factor in one["factors"]]
+        rows = [one["factors"][factor] for one in people if factor in one["factors"]]
         cells[factor] = {}
         for key in MEASURES if rows else ():
             if key in owned:
                 ways = {"seen": ("mix", "seen"), "asked": ("mix", "asked"), "full": ("full", "seen")}
+                ways["reach"] = "mix", "reach"
                 told = {
-                    way: mean_cell([row["follows"][show][key][kind] for row, _ in rows])
+                    way: mean_cell([row["follows"][show][key][kind] for row in rows])
                     for way, (show, kind) in ways.items()
                 }
             else:
                 told = {
                     kind: ratio_cell(
-                        [row["moves"]["mix"][kind][key] for row, _ in rows],
-                        [row["moves"]["full"][kind][key] for row, _ in rows],
+                        [row["moves"]["mix"][kind][key] for row in rows],
+                        [row["moves"]["full"][kind][key] for row in rows],
                     )
                     for kind in ("seen", "asked")
                 }
-                whole = [row["moves"]["full"]["seen"][key] for row, _ in rows]
-                told["floor"] = ratio_cell([floor[key] for _, floor in rows], whole)
+                whole = [row["moves"]["full"]["seen"][key] for row in rows]
+                told["floor"] = ratio_cell([row["floor"][key] for row in rows], whole)
             cells[factor][key] = {kind: _as_dict(cell) for kind, cell in told.items()}
     identity = {
         way: mean_cell([float(np.mean([row["csim"][way] for row in one["factors"].values()])) for one in people])
@@ -507,9 +526,11 @@ def reached(factor: str, key: str, cell: dict[str, dict[str, float]]) -> bool:
 HOW = (
     "Rows: the factor that another person's clip drives; the rest is the person's own. Bold: correlation with that "
     "clip of what the tracker sees in the picture (wanted: 0.9 for pose and lids, else 0.8); after it, of the "
-    "landmarks that were asked for, and, in brackets, of a full transfer. The others: how far the mix moves what was "
+    "landmarks that were asked for, in brackets of a full transfer, and the share of the movement asked for that is "
+    "seen. The others: how far the mix moves what was "
     "held, % of what a full transfer moves it (wanted: 10 %); after it the same of the landmarks asked for, and the "
-    "floor, by which the reading of the same pictures half a pixel aside moves. Means over people, for shares sums "
+    "floor, what the tracker alone makes of it: in the row of the pose from a photo turned as one rigid piece, in the "
+    "others from the same pictures half a pixel aside. Means over people, for shares sums "
     "over people; 95 % bootstrap intervals over people. CSIM: cosine to the mean of the person's eight photos, of the "
     "mixes and of the landmarks that have their pose. LPIPS: the person's own frames, from landmarks and from factors."
 )
@@ -527,8 +548,8 @@ def markdown(told: dict[str, Any], head: str) -> str:
             if key not in row:
                 cells.append("–")
             elif key in OWNED[factor]:
-                asked, full = row[key]["asked"]["value"], row[key]["full"]["value"]
-                cells.append(f"**{spread(row[key]['seen'])}**, asked {asked:.2f} [{full:.2f}]")
+                asked, full, drawn = (row[key][kind]["value"] for kind in ("asked", "full", "reach"))
+                cells.append(f"**{spread(row[key]['seen'])}**, asked {asked:.2f} [{full:.2f}], reach {drawn:.2f}")
             else:
                 asked, floor = 100 * row[key]["asked"]["value"], 100 * row[key]["floor"]["value"]
                 cells.append(f"{spread(row[key]['seen'], 100, 0)} %, asked {asked:.0f}, floor {floor:.0f}")
@@ -572,13 +593,20 @@ def picture(told: dict[str, Any], path: Path) -> None:
             shown = (
                 (f"{value:.2f}", f"{low:.2f}…{most:.2f}") if own else (f"{100 * value:.0f} %", f"{low:.0f}…{most:.0f}")
             )
-            beside = f"asked {asked:.2f}" if own else f"asked {asked:.0f}, floor {100 * cell['floor']['value']:.0f}"
+            beside = (
+                f"asked {asked:.2f}, reach {cell['reach']['value']:.2f}"
+                if own
+                else f"asked {asked:.0f}, floor {100 * cell['floor']['value']:.0f}"
+            )
             for text, place, which in zip((*shown, beside), (0.27, 0.58, 0.82), (font, small, small), strict=True):
                 pen.text((middle, box[1] + place * (box[3] - box[1])), text, "black", which, "mm")
     foot = top + high * len(OWNED)
     pen.text((8, foot + 20), "framed: correlation with the clip that drives this factor", "black", small, "lm")
     legend = "else: how far it moves what was held, % of a full transfer; asked: of the landmarks before drawing; "
-    pen.text((8, foot + 36), legend + "floor: the same pictures half a pixel aside", "black", small, "lm")
+    legend += "floor: what the tracker alone makes of it"
+    pen.text((8, foot + 36), legend, "black", small, "lm")
+    legend = "reach: the share of the movement asked for that is seen"
+    pen.text((400, foot + 20), legend, "black", small, "lm")
     csim, lpips = told["csim"]["apart"], told["lpips"]["ratio"]
     identity = f"CSIM against landmarks {csim['value']:+.3f}, LPIPS of own frames x {lpips['value']:.3f}"
     pen.text((8, foot + 52), identity, "black", small, "lm")
