@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -46,6 +47,18 @@ class HeadFace:
 def to_head(face: Face) -> HeadFace:
     shape = (face.points - face.translation) @ face.rotation / face.scale
     return HeadFace(shape.astype(np.float32), face.rotation, face.translation, face.scale)
+
+
+def between(first: HeadFace, second: HeadFace, share: float) -> HeadFace:
+    """`share` of the way from one face to the other; beyond 1, the motion goes on."""
+    turn = cv2.Rodrigues((second.rotation @ first.rotation.T).astype(np.float64))[0]
+    part = cv2.Rodrigues(turn * share)[0]
+    return HeadFace(
+        (first.shape + share * (second.shape - first.shape)).astype(np.float32),
+        (part @ first.rotation).astype(np.float32),
+        (first.translation + share * (second.translation - first.translation)).astype(np.float32),
+        float(first.scale * (second.scale / first.scale) ** share),
+    )
 
 
 def head_rotation(yaw_deg: float, pitch_deg: float, roll_deg: float) -> Floats:

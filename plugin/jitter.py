@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from engine.codec import SEQUENCE_WRAP, TIME_WRAP_S, Coded, unwrap
 from engine.frames import POINT_COUNT, Face, NoFace
-from engine.motion import HeadFace, to_head
+from engine.motion import HeadFace, between, to_head
 
 Showing = Literal["waiting", "live", "carried", "held", "away", "lost"]
 """waiting: nothing came yet; live: drawn from frames; carried: motion carried on through a gap; held: still, the gap
@@ -357,18 +357,6 @@ def _alike(one: HeadFace, other: HeadFace) -> bool:
 
 def _moves(earlier: HeadFace | None, last: HeadFace, interval_s: float) -> TypeGuard[HeadFace]:
     return earlier is not None and 0 < interval_s <= 0.2 and _alike(earlier, last)
-
-
-def between(first: HeadFace, second: HeadFace, share: float) -> HeadFace:
-    """`share` of the way from one face to the other; beyond 1, the motion goes on."""
-    turn = cv2.Rodrigues((second.rotation @ first.rotation.T).astype(np.float64))[0]
-    part = cv2.Rodrigues(turn * share)[0]
-    return HeadFace(
-        (first.shape + share * (second.shape - first.shape)).astype(np.float32),
-        (part @ first.rotation).astype(np.float32),
-        (first.translation + share * (second.translation - first.translation)).astype(np.float32),
-        float(first.scale * (second.scale / first.scale) ** share),
-    )
 
 
 def _as_face(head: HeadFace, like: Face | None, now_s: float) -> Face:

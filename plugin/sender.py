@@ -23,12 +23,12 @@ from engine.base import Base
 from engine.codec import MAX_FRAMES, Encoder
 from engine.config import Config
 from engine.frames import Face, Frame, NoFace
+from engine.ladder import THIN, Ladder, Pace
 from plugin import signaling
 from plugin.audio import ClipVoice, Gate, Microphone, VoiceError
 from plugin.avatar_transfer import AvatarTransferError, Outgoing
 from plugin.camera import Slot, SmoothTracker
 from plugin.known import Known, Meeting
-from plugin.ladder import THIN, Ladder, Pace
 from plugin.meter import Rolling
 from plugin.pairing import Code, NobodyError, PairingError, SessionKey
 from plugin.routes import MAX_RIDER_BYTES
@@ -458,7 +458,7 @@ class Sender:
         self._meter.add("waited", (now - seen[-1].time_s) * 1e3)
         for _ in seen:
             self._meter.add("faces")
-        packet = self._encoder.encode(seen, most_bytes)
+        packet = self._encoder.encode(seen, min(most_bytes, MAX_RIDER_BYTES))
         if len(packet) <= MAX_RIDER_BYTES:
             self._transport.send_face(packet)
             self._pace.sent(rung, len(packet), seen[-1].time_s, now)

@@ -11,7 +11,7 @@ from engine.codec import COUNT_BITS, POSE, QUALITIES, Encoder, shipped_basis
 from engine.frames import Face, NoFace
 from tests.test_codec import talking
 from training import basis as learning
-from training.measure_codec import errors, gaze_deg, mean, sent
+from training.measure_codec import errors, gaze_deg, mean, sent, sent_thin
 
 
 def test_packets_are_learned_from_as_they_are_sent() -> None:
@@ -87,3 +87,19 @@ def test_what_is_measured() -> None:
     assert errors(clip[0], clip[0])["points"] == 0
     assert mean([{"a": 1.0}, {"a": 3.0, "b": 5.0}]) == {"a": 2.0, "b": 5.0}
     assert np.abs(gaze_deg(clip[0])).max() < 60
+
+
+def test_the_lowest_rung_is_measured_with_what_lies_between() -> None:
+    clip: list[Face | NoFace] = list(talking()[:60])
+    arrived, cost = sent_thin(clip)
+    assert len(arrived) == len(clip)
+    assert 10 < cost["faces/s"] < 19
+    assert cost["kbit/s"] < 1.7
+    drawn = [(a, b) for a, b in zip(arrived[:55], clip, strict=False) if isinstance(a, Face) and isinstance(b, Face)]
+    assert len(drawn) > 50
+    assert mean([errors(a, b) for a, b in drawn])["points"] < 1.5
+    away = list(clip)
+    away[20:30] = [NoFace(face.time_s) for face in clip[20:30]]
+    seen, _ = sent_thin(away)
+    assert all(isinstance(face, NoFace) for face in seen[23:27])
+    assert [face.time_s for face in seen] == [face.time_s for face in away]

@@ -14,9 +14,9 @@ import pytest
 
 from engine.codec import Coded, Decoder, Encoder, unwrap
 from engine.frames import Face, NoFace
+from engine.ladder import RUNGS, THIN, Ladder, Pace, Rung
 from engine.motion import to_head
 from plugin.jitter import Jitter
-from plugin.ladder import RUNGS, THIN, Ladder, Pace, Rung
 from plugin.render import read_faces
 
 TALKING = Path(__file__).parents[1] / "plugin" / "assets" / "demo" / "talking.npz"

@@ -4,13 +4,15 @@ Clips are tracked as in a call, smoothing included, and sent packet by packet th
 the tracker's own faces. With `--avatar` (more than one may be given) each person also drives an avatar: the picture
 drawn from the decoded face is compared with the picture drawn from the tracked one (LPIPS, VGG16, 256 px), with the
 movement taken relatively and absolutely. "Relatively" is to the neutral face of the header at both ends; "each its own"
-lets either end find a neutral face in what it has. Means over a person's frames, then over people; intervals are 95 %,
-from 10 000 bootstrap draws of people. Headers are counted apart: they are sent once.
+lets either end find a neutral face in what it has. With `--thin` the lowest rung of `engine.ladder` is measured as a
+sender goes by it; what it leaves out is drawn from what lies around it. Means over a person's frames, then over people;
+intervals are 95 %, from 10 000 bootstrap draws of people. Headers are counted apart: they are sent once.
 """
 
 from __future__ import annotations
 
 import argparse
+import bisect
 import json
 import logging
 import time
@@ -27,9 +29,10 @@ from engine import avatar as avatars
 from engine import config as configs
 from engine.avatar import Avatar
 from engine.base import Base, open_base
-from engine.codec import DEFAULT, QUALITIES, Decoder, Encoder
+from engine.codec import DEFAULT, MAX_FRAMES, QUALITIES, Decoder, Encoder
 from engine.frames import Face, Image, NoFace
-from engine.motion import to_head
+from engine.ladder import THIN, Pace
+from engine.motion import between, to_head
 from engine.renderer import Renderer
 from training.basis import tracks
 from training.measures import lid_openings, motion_errors
@@ -39,6 +42,7 @@ from training.tables import interval
 logger = logging.getLogger(__name__)
 
 FPS = 25
+ROOM_S = 0.06
 EYEBALL_CM = 1.2
 """Radius of the eyeball, in the units of the canonical face."""
 SHUT = 12.0
@@ -102,6 +106,62 @@ def sent(clip: Clip, quality: int, packet_frames: int) -> tuple[list[Face | NoFa
     )
 
 
+def sent_thin(clip: Clip) -> tuple[list[Face | NoFace], Scores]:
+    """The same on the lowest rung, beside voice packets of `ROOM_S`; `arrived` has what lies between, too."""
+    encoder, decoder, pace = Encoder(), Decoder(), Pace()
+    got: dict[int, Face | NoFace] = {}
+    begun_s, now_s, at = clip[0].time_s, clip[0].time_s, 0
+    packet_bytes = packets = header_bytes = headers = header_id = 0
+    spent_s = 0.0
+    while at < len(clip):
+        now_s += ROOM_S
+        come = [number for number in range(at, len(clip)) if clip[number].time_s <= now_s]
+        most_bytes = pace.most_bytes(THIN, now_s) if come else 0
+        if not most_bytes:
+            continue
+        at = come[-1] + 1
+        before_s = time.thread_time()
+        chosen = pace.chosen(THIN, [clip[number] for number in come[-MAX_FRAMES:]])
+        packet = encoder.encode(chosen, most_bytes)
+        spent_s += time.thread_time() - before_s
+        pace.sent(THIN, len(packet), chosen[-1].time_s, now_s)
+        if encoder.header_id != header_id:
+            header_id = encoder.header_id
+            decoder.feed_header(encoder.header())
+            headers, header_bytes = headers + 1, header_bytes + len(encoder.header())
+        before_s = time.thread_time()
+        coded = decoder.decode(packet)
+        spent_s += time.thread_time() - before_s
+        packets, packet_bytes = packets + 1, packet_bytes + len(packet)
+        number_of = {clip[number].time_s: number for number in come}
+        got |= {number_of[was.time_s]: one.face for one, was in zip(coded, chosen[-len(coded) :], strict=True)}
+    numbers = sorted(got)
+    arrived = [drawn_between(got, numbers, number, face.time_s) for number, face in enumerate(clip)]
+    span_s = now_s - begun_s
+    return arrived, {
+        "kbit/s": packet_bytes * 8 / span_s / 1000,
+        "faces/s": len(got) / span_s,
+        "packets/s": packets / span_s,
+        "header_bytes": header_bytes / max(headers, 1),
+        "headers": headers,
+        "cpu_ms": 1000 * spent_s / len(got),
+    }
+
+
+def drawn_between(got: dict[int, Face | NoFace], numbers: Sequence[int], number: int, time_s: float) -> Face | NoFace:
+    """Frame `number`: as it came, or what lies between those around it."""
+    place = bisect.bisect_left(numbers, number)
+    if place == len(numbers) or (place == 0 and numbers[0] != number):
+        return NoFace(time_s)
+    after = got[numbers[place]]
+    before = got[numbers[place - 1]] if numbers[place] != number else after
+    if not isinstance(before, Face) or not isinstance(after, Face) or before is after:
+        return replace(after, time_s=time_s)
+    share = (number - numbers[place - 1]) / (numbers[place] - numbers[place - 1])
+    head = between(to_head(before), to_head(after), share)
+    return Face(head.to_picture(), head.rotation, head.translation, head.scale, 1.0, after.size_px, time_s)
+
+
 def mean(scores: Iterable[Scores]) -> Scores:
     """Of each name, over those that have it."""
     columns: dict[str, list[float]] = defaultdict(list)
@@ -111,13 +171,13 @@ def mean(scores: Iterable[Scores]) -> Scores:
     return {name: float(np.mean(values)) for name, values in columns.items()}
 
 
-def measure_rates(people: dict[str, list[Clip]], quality: int, packet_frames: int) -> list[Scores]:
-    """One row a person."""
+def measure_rates(people: dict[str, list[Clip]], quality: int | None, packet_frames: int = 0) -> list[Scores]:
+    """One row a person; without a quality of the lowest rung."""
     rows = []
     for clips in people.values():
         told: list[Scores] = []
         for clip in clips:
-            arrived, cost, _ = sent(clip, quality, packet_frames)
+            arrived, cost = sent_thin(clip) if quality is None else sent(clip, quality, packet_frames)[:2]
             pairs = zip(arrived[::3], clip[::3], strict=True)
             off = [errors(a, b) for a, b in pairs if isinstance(a, Face) and isinstance(b, Face)]
             told.append(cost | mean(off))
@@ -183,6 +243,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--clips", type=int, default=2, help="of each person")
     parser.add_argument("--qualities", type=int, nargs="*", default=list(range(QUALITIES)))
     parser.add_argument("--packet-frames", type=int, nargs="+", default=[1, 2, 5, 10])
+    parser.add_argument("--thin", action="store_true", help="measure the lowest rung as well")
     parser.add_argument("--avatar", type=Path, nargs="*", default=[], help="avatar files to draw")
     parser.add_argument("--picture-quality", type=int, default=DEFAULT)
     parser.add_argument("--out", type=Path, help="a JSON file for all of it")
@@ -201,6 +262,11 @@ def main(arguments: list[str] | None = None) -> None:
             cells = [cell(rows, name, digits) for name, digits in COLUMNS.items()]
             header = f"{mean(rows)['headers']:.1f} x {mean(rows)['header_bytes']:.0f} bytes"
             print(f"| {quality} | {packet_frames} | {' | '.join(cells)} | {header} |", flush=True)
+    if options.thin:
+        rows = told["thin"] = measure_rates(people, None)
+        columns = {"faces/s": 1, "packets/s": 1} | COLUMNS
+        print("thin: " + ", ".join(f"{name} {cell(rows, name, digits)}" for name, digits in columns.items()))
+        print(f"at most {max(row['kbit/s'] for row in rows):.2f} kbit/s for one of them", flush=True)
     if options.avatar:
         base = open_base()
         chosen = [avatars.load(path, base.sha256) for path in options.avatar]

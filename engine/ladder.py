@@ -11,9 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from engine.codec import DEFAULT
+from engine.codec import DEFAULT, MAX_PACKET_BYTES
 from engine.frames import Face, NoFace
-from plugin.routes import MAX_RIDER_BYTES
 
 LEAST_VOICE_KBPS = 6.0
 _BURST_S = 0.3
@@ -70,7 +69,7 @@ class Ladder:
         """Once a second, of the line as it is; the voice's rate from now on.
 
         The lowest rung is for a line that is slow though voice and face take the least they can otherwise. Loss alone
-        leads no further than the rung above it: a lost packet costs more there, and fewer bits lose no fewer packets.
+        leads no further than the rung above it: fewer bits lose no fewer packets, and each leaves a longer gap there.
         """
         if rtt_ms is not None:
             self._least_rtt_ms = min(self._least_rtt_ms * 1.002, rtt_ms)
@@ -102,7 +101,7 @@ class Pace:
         if now_s - self._sent_s < rung.packet_interval_s:
             return 0
         if math.isinf(rung.kbps):
-            return MAX_RIDER_BYTES
+            return MAX_PACKET_BYTES
         rate = 1000 * rung.kbps
         self._bits = min(self._bits + rate * min(now_s - self._filled_s, _BURST_S), rate * _BURST_S)
         self._filled_s = now_s
