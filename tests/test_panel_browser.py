@@ -245,7 +245,8 @@ def test_a_voice_in_the_place_of_a_face(host: Hosted, page: Any, tmp_path: Path,
     assert not microphone.is_open, "nobody listens before it is asked for"
     page.check("[name=voice_lips]")
     shows(page, ".badge", "voice")
-    shows(page, ".voice", "The voice moves the face now · Babbler")
+    shows(page, ".voice", "The voice moves the face now.")
+    shows(page, ".voice", "Listening: Babbler")
     assert microphone.is_open
     page.uncheck("[name=webcam]")
     wait_until(lambda: host.studio.camera_picture() is None)

@@ -17,6 +17,7 @@ from engine.config import Config, load
 from engine.frames import Face, NoFace
 from plugin import puppet as puppets
 from plugin.puppet import EnrolledPuppet, EnrolledWardrobe, Settings
+from plugin.speaking import Spoken
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +59,28 @@ def test_settings_change_the_picture(puppet: EnrolledPuppet, make_face: Callable
     assert corners["green"] == (0, 255, 0)
     assert corners["image"] == (0, 100, 200)
     assert corners["blur"] not in (corners["green"], corners["image"])
+
+
+def test_a_voice_moves_what_a_missing_face_leaves_still(
+    tiny_avatar: Avatar, tiny_base: Base, config: Config, make_face: Callable[..., Face]
+) -> None:
+    puppet, settings = EnrolledPuppet(tiny_avatar, tiny_base, config), Settings(background="color", steadiness=1.0)
+    shut, wide = np.zeros(11, np.float32), np.zeros(11, np.float32)
+    wide[0] = 0.6
+
+    def shown(codes: np.ndarray, start_s: float, settings: Settings = settings) -> np.ndarray:
+        made = [puppet.draw(Spoken(start_s + k / 25, codes), settings) for k in range(25)]
+        return made[-1].astype(int)
+
+    puppet.draw(make_face(time_s=0.0), settings)
+    silent = shown(shut, 0.1).copy()
+    speaking = shown(wide, 1.1).copy()
+    smiling = shown(wide, 2.1, dataclasses.replace(settings, mood=1.0)).copy()
+    assert np.abs(silent - speaking).max() > 3
+    assert np.abs(speaking - smiling).max() > 3
+    for k in range(50):
+        puppet.draw(NoFace(3.2 + k / 25), settings)
+    assert np.abs(puppet.draw(NoFace(5.3), settings).astype(int) - speaking).max() > 3, "without a voice it rests"
 
 
 def test_calibration_sets_the_neutral_face(puppet: EnrolledPuppet, make_face: Callable[..., Face]) -> None:

@@ -350,7 +350,7 @@ function numbers() {
     html`<span class=${mark}>${label} ${whole(told.stages_ms[name])}</span>`;
   return html`<section class="numbers" aria-label="Numbers">
     <div class="number">
-      <div><h3>Glass to glass</h3><p class="value">${whole(told.glass_p50_ms)}<small> ms</small></p></div>
+      <div><h3>${wire.state.state === "voice" ? "Sound to glass" : "Glass to glass"}</h3><p class="value">${whole(told.glass_p50_ms)}<small> ms</small></p></div>
       ${charts.glass.element}
       <p class="legend"><span class="first">median</span> <span class="third">95 % below ${whole(told.glass_p95_ms)} ms</span></p>
     </div>
@@ -481,8 +481,8 @@ function look() {
 function voiceNote() {
   if (!setting("voice_lips")) return nothing;
   const { state, microphone } = wire.state;
-  return html`<p class="muted voice" role="status">${state === "voice" ? "The voice moves the face now" : "The camera moves the face as long as it sees one"}
-    · ${microphone || "the system's microphone"}</p>`;
+  return html`<p class="muted voice" role="status">${state === "voice" ? "The voice moves the face now." : "The camera moves the face as long as it sees one."}
+    Listening: ${microphone || "the system's microphone"}; nothing is kept or sent.</p>`;
 }
 
 function chooseKind(name) {
