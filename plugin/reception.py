@@ -109,13 +109,15 @@ class Reception(Generic[G]):
                     self._code = None  # the server has given its room to somebody else
                 if None in opened[-len(self._sessions) :] and self._sessions:
                     self._desk.say("somebody else holds a room of this receiver: senders it knew need a new code")
-                keeping = asyncio.ensure_future(self._keep())
+                working = [asyncio.ensure_future(one) for one in (self._keep(), self._receive())]
                 try:
-                    async for visitor in self._door.visitors():
-                        self._admit(visitor)
+                    ended, _ = await asyncio.wait(working, return_when=asyncio.FIRST_COMPLETED)
+                    for one in ended:
+                        one.result()
                 finally:
-                    keeping.cancel()
-                    await asyncio.gather(keeping, return_exceptions=True)
+                    for one in working:
+                        one.cancel()
+                    await asyncio.gather(*working, return_exceptions=True)
                 self._desk.say("the connection to the rendezvous was lost; trying again")
                 await self._sleep(_REOPEN_S[0])
         finally:
@@ -125,6 +127,11 @@ class Reception(Generic[G]):
             if self._announcement is not None:
                 await self._announcement.close()
             await self._door.close()
+
+    async def _receive(self) -> None:
+        """Until the connection is lost."""
+        async for visitor in self._door.visitors():
+            self._admit(visitor)
 
     async def _keep(self) -> None:
         """Opens a code when one is wanted, lets it expire, and keeps the announcement true."""

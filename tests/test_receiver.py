@@ -229,18 +229,18 @@ def avatar_file(tiny_avatar: Avatar, tmp_path_factory: pytest.TempPathFactory) -
 
 def run(test: Coroutine[Any, Any, None]) -> None:
     async def bounded() -> None:
-        async with asyncio.timeout(40):
+        async with asyncio.timeout(90):
             await test
 
     asyncio.run(bounded())
 
 
 async def until(true: Callable[[], object], told: Callable[[], object] = lambda: "") -> None:
-    for _ in range(1500):
+    for _ in range(4000):
         if true():
             return
         await asyncio.sleep(0.01)
-    raise AssertionError(f"it did not come to that within 15 s: {told()}")
+    raise AssertionError(f"it did not come to that within 40 s: {told()}")
 
 
 @asynccontextmanager

@@ -494,6 +494,23 @@ def test_a_taken_port_and_a_missing_server_are_one_sentence() -> None:
     run(test())
 
 
+def test_a_desk_that_fails_ends_the_reception_with_its_reason() -> None:
+    class Broken(FrontDesk):
+        def show(self, code: Code) -> None:
+            raise OSError("no place for a code")
+
+    async def test() -> None:
+        rendezvous = Rendezvous()
+        await rendezvous.start("127.0.0.1", 0)
+        try:
+            with pytest.raises(OSError, match="no place for a code"):
+                await Reception(Door(f"http://127.0.0.1:{rendezvous.port}"), Broken(), [], 60.0).run()
+        finally:
+            await rendezvous.stop()
+
+    run(test())
+
+
 def test_a_rendezvous_that_starts_again_finds_the_same_code_open() -> None:
     async def test() -> None:
         rendezvous = Rendezvous()
