@@ -646,9 +646,18 @@ def test_shards_give_back_pictures_moments_and_sound(shards: Path, people: Peopl
     assert not clip.sound.samples(0.0, 100).any()  # before it begins
 
 
-def test_shards_of_every_fifth_frame_or_another_split_are_not_taken(shards: Path, tmp_path: Path) -> None:
+def test_shards_of_every_fifth_frame_or_another_split_are_not_taken(
+    shards: Path, people: People, tmp_path: Path
+) -> None:
     with pytest.raises(ValueError, match="holds no clip of the split 'test' with 24 frames that follow one another"):
         find_clips(shards, "test")
+    with ShardWriter(tmp_path / "ann.tar", {"person": "ann", "split": "train"}) as writer:
+        for frame in people["ann"][0].frames[:30]:
+            writer.add(5 * frame.number, frame.rgb(), frame.points, frame.matte(128), frame.number / 5, 1.0)
+        writer.close()
+        writer.finish()
+    with pytest.raises(ValueError, match="holds no clip of the split 'train'"):
+        find_clips(tmp_path, "train")
     (tmp_path / "bad.tar").write_bytes(b"nothing")
     with pytest.raises(ValueError, match="is damaged"):
         find_clips(tmp_path, "train")
