@@ -9,7 +9,7 @@ from plugin.doctor.findings import Check, Finding, Request, green, red, yellow
 from plugin.doctor.system import System
 
 NEEDED_MB = 1000
-"""What a call takes at 512 px."""
+"""What should be free for a call at 512 px, which takes half of it, so that others may grow meanwhile."""
 _SLOW_CLOCKS = {"hpet", "acpi_pm", "refined-jiffies", "jiffies", "pit"}
 _RELEASED_S = 1_760_000_000  # autumn 2025: a clock that is earlier has not been set
 _WINDOWS_POWER_SAVER = "a1841308-3541-4fab-bc81-f71556f20b4a"
@@ -85,7 +85,7 @@ def load(system: System, request: Request) -> Finding | None:
     if waiting > 0.75 * count:
         return yellow(
             f"other programs want {waiting:.1f} of {count:g} cores at the moment",
-            "close what you do not need (top shows it); a call wants about 1.3 cores",
+            "close what you do not need (top shows it); a call wants about one core",
             **facts,
         )
     return green(f"{waiting:.1f} of {count:g} cores busy", **facts)
@@ -104,9 +104,9 @@ def memory(system: System, request: Request) -> Finding | None:
             free_mb = min(free_mb, (int(limit) - int(used)) / 1e6)
     told, facts = f"{free_mb / 1000:.1f} GB free", {"free_mb": round(free_mb)}
     if free_mb < NEEDED_MB:
-        return red(f"{told}; a call takes {NEEDED_MB / 1000:.0f} GB", "close other programs", **facts)
+        return red(f"{told}; a call wants {NEEDED_MB / 1000:.0f} GB", "close other programs", **facts)
     if free_mb < 2 * NEEDED_MB:
-        return yellow(f"{told}; a call takes {NEEDED_MB / 1000:.0f} GB", "close a browser tab or two", **facts)
+        return yellow(f"{told}; a call wants {NEEDED_MB / 1000:.0f} GB", "close a browser tab or two", **facts)
     return green(told, **facts)
 
 
