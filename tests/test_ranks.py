@@ -226,6 +226,15 @@ def test_the_command_runs_on_two_ranks_as_on_one(
     assert names == {path.name for path in (tmp_path / "run").iterdir()} >= {"options.json", "samples-000001.jpg"}
 
 
+@pytest.mark.parametrize(
+    ("device", "sentence"), [("abacus", "torch knows no device 'abacus'"), ("cuda", "torch finds no CUDA device here")]
+)
+def test_a_device_that_is_not_there_is_told(device: str, sentence: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match=sentence):
+        across.join(device)
+
+
 def test_parts_of_a_table_make_the_table() -> None:
     table = torch.arange(10.0).view(5, 2)
     parts = [across.own_part(table, Ranks(rank, 3)) for rank in range(3)]

@@ -510,14 +510,14 @@ def command(options: argparse.Namespace, work: Callable[[argparse.Namespace, Ran
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     if options.threads:
         torch.set_num_threads(options.threads)
-    ranks, device = across.join(options.device)
-    if not ranks.first:
-        logging.getLogger().setLevel(logging.WARNING)
-    if device.type == "cuda":
-        torch.backends.cudnn.benchmark = True
-        torch.set_float32_matmul_precision("high")
-    torch.manual_seed(options.seed)
     try:
+        ranks, device = across.join(options.device)
+        if not ranks.first:
+            logging.getLogger().setLevel(logging.WARNING)
+        if device.type == "cuda":
+            torch.backends.cudnn.benchmark = True
+            torch.set_float32_matmul_precision("high")
+        torch.manual_seed(options.seed)
         work(options, ranks, device)
     except ValueError as error:
         sys.exit(str(error))

@@ -46,11 +46,19 @@ class Ranks:
 
 
 def join(device: str) -> tuple[Ranks, torch.device]:
-    """Meet the other processes when there are any, as `torchrun` told them to (environment); -> this one's device."""
+    """Meet the other processes when there are any, as `torchrun` told them to (environment); -> this one's device.
+
+    Raises `ValueError` when this machine has no such device.
+    """
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"torch knows no device {device!r}: take cpu or cuda") from error
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"{device!r} was asked for, and torch finds no CUDA device here: take cpu")
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1:
-        return Ranks(), torch.device(device)
-    chosen = torch.device(device)
+        return Ranks(), chosen
     if chosen.type == "cuda":
         chosen = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(chosen)
