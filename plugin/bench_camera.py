@@ -62,6 +62,7 @@ def run(avatar: str, clip: Path, seconds: float, size: str, began_s: float) -> d
     rows: list[dict[str, object]] = []
     first_s = None
     with Live(config, ClipCamera(clip), sink, EnrolledWardrobe(config, avatar)) as live:
+        live.set(webcam=True)
         while live.status().fps == 0 and time.time() - began_s < 60:
             time.sleep(0.01)
         first_s = time.time() - began_s

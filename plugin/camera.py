@@ -433,7 +433,7 @@ class Live:
                 self._problem("voice", ear.problem)
         except MicrophoneLostError as lost:
             self._problem("voice", str(lost))
-            self._stopping.wait(_RETRY_S)
+            self._stopping.wait(5 * _RETRY_S)
         finally:
             self._ear = None
             self._microphone.close()

@@ -82,6 +82,8 @@ def camera(
     config = replace(config, render=replace(config.render, **(render or {})))
     if voice is not None:
         config = replace(config, camera=replace(config.camera, voice_lips=True))
+    if webcam is not None or clip is not None:  # named, so wanted
+        config = replace(config, camera=replace(config.camera, webcam=True))
     ear: LiveMicrophone = FileMicrophone(Path(voice)) if voice else Microphone(config.camera.microphone)
     wardrobe = EnrolledWardrobe(config, first_avatar(config.camera.avatar))
     source = _source(config, clip)
@@ -129,7 +131,7 @@ def _source(config: Config, clip: Path | None) -> LiveSource:
         return ClipCamera(clip)
     last = memory.recall("camera")
     try:
-        if config.camera.webcam:
+        if config.camera.webcam and not config.camera.voice_lips:  # a voice does without a camera
             choose_camera(config.camera.name, last)
     except CameraLostError as error:
         raise ValueError(str(error)) from error

@@ -3,19 +3,36 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from engine import avatar as avatars
-from engine.config import load
+from engine.config import Config, load
 from plugin import cli, everyday, memory
+from plugin.listening import FileMicrophone, LiveMicrophone, Microphone
 from plugin.webcam import CameraInfo, CameraLostError
+from tests.test_voice_lips import babble, write_wav
 
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("UNDERSTUDY_HOME", str(tmp_path))
     return tmp_path
+
+
+class FakeLive:
+    """A loop that is over as soon as it began."""
+
+    def __enter__(self) -> FakeLive:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing to end."""
+
+    def status(self) -> Any:
+        return SimpleNamespace(avatar="")
 
 
 def listed(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
@@ -112,6 +129,40 @@ def test_nothing_starts_without_a_webcam(
     monkeypatch.setattr(everyday, "choose_camera", none)
     assert cli.main(["camera"]) == 1
     assert capsys.readouterr().err == "understudy: no camera was found: plug one in\n"
+
+
+@pytest.mark.parametrize(
+    ("typed", "webcam", "voice_lips", "ear"),
+    [
+        ([], False, False, Microphone),
+        (["--voice"], False, True, Microphone),
+        (["--voice", "hello.wav"], False, True, FileMicrophone),
+        (["--camera", "BRIO"], True, False, Microphone),
+    ],
+)
+def test_a_voice_starts_without_a_webcam(
+    home: Path, monkeypatch: pytest.MonkeyPatch, typed: list[str], webcam: bool, voice_lips: bool, ear: type
+) -> None:
+    """With `webcam = false`, or a voice in its place, no camera is looked for; one that is named is."""
+    (home / "config.toml").write_text('[camera]\nwebcam = false\nmicrophone = "Headset"\n')
+    write_wav(home / "hello.wav", babble(0.5))
+    monkeypatch.chdir(home)
+    looked: list[str] = []
+    made: dict[str, Any] = {}
+
+    class Loop(FakeLive):
+        def __init__(self, config: Config, *parts: object, microphone: LiveMicrophone) -> None:
+            made.update(camera=config.camera, microphone=microphone)
+
+    monkeypatch.setattr(everyday, "choose_camera", lambda wanted, last="": looked.append(wanted))
+    monkeypatch.setattr(everyday, "EnrolledWardrobe", lambda config, first: SimpleNamespace(names=["me"]))
+    monkeypatch.setattr(everyday, "Live", Loop)
+    monkeypatch.setattr(everyday, "attend", lambda *parts: None)
+    assert cli.main(["camera", "--avatar", "me", "--preview-only", "--no-window", *typed]) == 0
+    assert looked == (["BRIO"] if webcam else [])
+    assert (made["camera"].webcam, made["camera"].voice_lips) == (webcam, voice_lips)
+    assert type(made["microphone"]) is ear
+    assert made["microphone"].name == ("Headset" if ear is Microphone else "hello.wav")
 
 
 def test_list(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

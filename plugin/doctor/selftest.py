@@ -328,6 +328,7 @@ def _loop(asked: dict[str, Any]) -> dict[str, Any]:
         wardrobe = EnrolledWardrobe(config, name)
         pictures = _driver_pictures(wardrobe, wardrobe.names[0], config)
         live = Live(config, _Pictures(pictures, camera.fps), witness, wardrobe)
+    live.set(webcam=True)  # drawn pictures, whatever the user's own camera is set to
     with live:
         until = time.monotonic() + _PATIENCE_S * asked["patience"]
         while time.monotonic() < until and not (live.status().fps > 0 and live.status().state in ("live", "no face")):
