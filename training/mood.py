@@ -30,7 +30,7 @@ CORNERS = (61, 291)
 LEAST_FRAMES = 20
 EVERY = 5
 CLEAR = 0.7
-SMILE = 1.5
+SMILE = 2.0
 """The shipped row is this many standard deviations of what people do, all expressions together."""
 
 
