@@ -196,7 +196,9 @@ def test_the_files(make_face: MakeFace, tiny_avatar: Avatar, tiny_base: Base, tm
         assert np.asarray(drawn).std() > 20
 
 
-def test_the_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_base: Base) -> None:
+def test_the_command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, tiny_base: Base
+) -> None:
     """`python -m training.evaluate CLIPS --factors` measures the factors, and nothing else."""
     asked: list[Any] = []
 
@@ -212,6 +214,10 @@ def test_the_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_base:
     assert asked[0] == tmp_path
     assert asked[2].enrol.tune_s == 0
     assert asked[4:] == ["test", 4, 40, 0, 0]
+    with pytest.raises(SystemExit) as stopped:
+        evaluate.main([str(tmp_path), "--factors", "--cross"])
+    assert stopped.value.code == 1
+    assert "without --compare" in capsys.readouterr().err
 
 
 def test_nobody_to_measure_is_one_sentence(tmp_path: Path, tiny_base: Base) -> None:

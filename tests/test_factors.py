@@ -215,6 +215,20 @@ def test_nothing_of_the_future_is_known(make_face: MakeFace) -> None:
         assert all(np.array_equal(getattr(one, name), getattr(other, name)) for name in ("lips", "expression", "gaps"))
 
 
+def test_eyes_that_are_carried_along_with_their_corners_do_not_move(make_face: MakeFace) -> None:
+    """Where the corners of the eyes are found is no matter of lids or gaze; a blink on top of it is."""
+    canvas = make_face()
+    head, split = to_head(canvas), Splitter(to_head(canvas))
+    eyes = [*geometry.EYE_RIGHT, *geometry.EYE_LEFT, *range(468, 478)]
+    shape = head.shape.copy()
+    shape[eyes] += np.array([0.05, 0.2, 0.0], np.float32)
+    carried = dataclasses.replace(canvas, points=dataclasses.replace(head, shape=shape).to_picture())
+    assert np.abs(split(carried).eyes[eyes]).max() < 1e-3
+    asked = Mixer(canvas)(dataclasses.replace(Sources.all(still(head)), eyes=split(changed(carried, blink=1.0))), 0.0)
+    assert lids_cm(asked) == pytest.approx(0, abs=0.02)
+    assert brows_cm(asked) == pytest.approx(brows_cm(canvas), abs=1e-3)
+
+
 # --- from no face -------------------------------------------------------------------------------------------
 
 

@@ -12,6 +12,7 @@ Photos and driving frames: `training.protocol`.
 `--cross N`: the avatar of each person is driven by clips of the N people after them in an order drawn by the seed,
 through the product's relative motion (`engine.motion.Retarget`). The driver's neutral face is found beforehand, as
 after a while in a call. Every method is asked for the same landmarks.
+`--factors`: in the place of the tables a matrix, `training.evaluate_factors`.
 Means: over a person's frames, then over people, each counting the same; intervals from 10 000 bootstrap draws of
 people.
 """
@@ -591,6 +592,10 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         bases = read_bases(told.base, told.compare)
         if told.factors:
+            if told.compare or told.paper or told.cross or told.shots != (MAX_PHOTOS,):
+                raise ValueError(
+                    "--factors measures one base from eight photos: without --compare, --paper, --cross, --shots"
+                )
             evaluate_factors(
                 told.folder, bases[TUNED], config, told.out, told.split, told.people, told.frames, told.clips, told.seed
             )

@@ -1,11 +1,11 @@
 """Does each factor follow its own source, and leave the others alone? `python -m training.evaluate CLIPS --factors`
 
-Everybody of the split holds, in turn: an avatar is enrolled as for the other tables (`training.protocol`), and frames
-of its own clip, away from its photos, drive it. Then, for each factor, somebody else's clip drives that factor alone
-(a mix), and all of them (a full transfer). The tracker looks at the pictures; our own codes have no say.
+Everybody of the split is enrolled as for the other tables (`training.protocol`). Then, for each factor, somebody
+else's clip drives that factor alone, and the rest is held at the avatar's neutral face (a mix); and the same clip
+drives all of them (a full transfer). The tracker looks at the pictures; our own codes have no say.
 
     of what the factor owns         the correlation with the clip that drove it, over the frames
-    of what it does not own         how far the mix moved what was held, % of how far the full transfer moved it
+    of what it does not own         how far the mix moves it from the neutral face, % of how far the full transfer does
 
 Drivers: of each person's clips the stretch in which the factor moves most, that is, in which the one of its measures
 that moves least moves most; of the people whose stretch moves enough (`LEAST_SPREAD`) the liveliest, in turn, so that
@@ -19,9 +19,9 @@ stands what was *asked for*, the same numbers of the landmarks that were drawn, 
 for the pose, how far its reading of a photo moves that is turned like the mix as one rigid piece (`training.rigid`);
 for the other factors, how far its reading of the very same pictures moves when they are put half a pixel aside.
 
-Identity: the cosine to the person's photos (`training.measures`), of each mix and of the landmarks that have its pose,
-the driver's or the person's own, through the product's relative motion. Self-reconstruction: LPIPS of the person's own
-frames, from landmarks and from factors.
+Identity: the cosine to the person's photos (`training.measures`), of each mix and of landmark driving with its pose:
+the driver's clip through the product's relative motion, or the neutral face. Self-reconstruction: LPIPS of the person's
+own frames, away from the photos, from landmarks and from factors.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from engine import geometry
 from engine.avatar import Avatar
 from engine.base import Base
 from engine.config import Config
-from engine.factors import Factors, Mixer, Sources, Splitter
+from engine.factors import Factors, Mixer, Sources, Splitter, still
 from engine.frames import Face, Frame, Image
 from engine.motion import NeutralFinder, to_head
 from engine.renderer import Renderer, avatar_face
@@ -282,6 +282,11 @@ def half_a_pixel_aside(rgb: Image) -> Image:
     return np.asarray(cv2.warpAffine(rgb, matrix, rgb.shape[1::-1], borderMode=cv2.BORDER_REPLICATE), np.uint8)
 
 
+def settled(told: Readings) -> Readings:
+    """What is read of a face that keeps still, once the tracker has come to rest: the median of the later half."""
+    return {key: np.full_like(values, np.median(values[len(values) // 2 :])) for key, values in told.items()}
+
+
 def changes(one: Readings, other: Readings) -> dict[str, float]:
     return {key: float(np.abs(one[key] - other[key]).mean()) for key in MEASURES}
 
@@ -330,18 +335,18 @@ def measure_person(
             told["lpips"][way].append(score["lpips"])
     told["lpips"] = {way: float(np.mean(values)) for way, values in told["lpips"].items()}
 
-    held = stage.split(Driver("", "", list(faces), list(faces), {}))
-    faces_before = stage.mix([Sources.all(one) for one in held])
-    pictures = stage.draw(faces_before)
-    before, _ = stage.look(pictures)
-    aside, _ = stage.look([half_a_pixel_aside(rgb) for rgb in pictures])
-    asked_before = columns([measured(face) for face in faces_before])
-    own_csim = follow_landmarks(faces, faces)
+    rest = still(to_head(stage.canvas))
+    neutral = stage.mix([Sources.all(rest)] * len(frames))
+    pictures = stage.draw(neutral)
+    before, seen = stage.look(pictures)
+    before = settled(before)
+    asked_before = columns([measured(face) for face in neutral])
+    resting = csim(pictures, seen)
     for factor, driver in driven_by.items():
         driven = stage.split(driver)
         shows = {
             "full": [Sources.all(one) for one in driven],
-            "mix": [replace(Sources.all(one), **{factor: other}) for one, other in zip(held, driven, strict=True)],
+            "mix": [replace(Sources.all(rest), **{factor: one}) for one in driven],
         }
         row: dict[str, Any] = {"driver": driver.person, "stretch": driver.place, "follows": {}, "moves": {}}
         for name, sources in shows.items():
@@ -351,10 +356,12 @@ def measure_person(
             asked = columns([measured(face) for face in faces_asked])
             if name == "mix":
                 row["csim"] = {"mix": csim(pictures, seen)}
-                row["floor"] = changes(aside, before)
                 if factor == "pose":
-                    rigid, _ = stage.look(stage.rigid(faces_before))
-                    row["floor"] = changes(stage.look(stage.rigid(faces_asked))[0], rigid)
+                    at_rest, _ = stage.look(stage.rigid(neutral))
+                    row["floor"] = changes(stage.look(stage.rigid(faces_asked))[0], settled(at_rest))
+                else:
+                    aside, _ = stage.look([half_a_pixel_aside(rgb) for rgb in pictures])
+                    row["floor"] = changes(aside, shown)
             row["moves"][name] = {"seen": changes(shown, before), "asked": changes(asked, asked_before)}
             row["follows"][name] = {
                 key: {
@@ -364,7 +371,7 @@ def measure_person(
                 }
                 for key in OWNED[factor]
             }
-        row["csim"]["landmarks"] = follow_landmarks(driver.faces, driver.seen) if factor == "pose" else own_csim
+        row["csim"]["landmarks"] = follow_landmarks(driver.faces, driver.seen) if factor == "pose" else resting
         told["factors"][factor] = row
     return told
 
@@ -524,15 +531,15 @@ def reached(factor: str, key: str, cell: dict[str, dict[str, float]]) -> bool:
 # --- the files ---
 
 HOW = (
-    "Rows: the factor that another person's clip drives; the rest is the person's own. Bold: correlation with that "
-    "clip of what the tracker sees in the picture (wanted: 0.9 for pose and lids, else 0.8); after it, of the "
+    "Rows: the factor that another person's clip drives; the rest is held at the neutral face. Bold: correlation with "
+    "that clip of what the tracker sees in the picture (wanted: 0.9 for pose and lids, else 0.8); after it, of the "
     "landmarks that were asked for, in brackets of a full transfer, and the share of the movement asked for that is "
-    "seen. The others: how far the mix moves what was "
-    "held, % of what a full transfer moves it (wanted: 10 %); after it the same of the landmarks asked for, and the "
-    "floor, what the tracker alone makes of it: in the row of the pose from a photo turned as one rigid piece, in the "
-    "others from the same pictures half a pixel aside. Means over people, for shares sums "
-    "over people; 95 % bootstrap intervals over people. CSIM: cosine to the mean of the person's eight photos, of the "
-    "mixes and of the landmarks that have their pose. LPIPS: the person's own frames, from landmarks and from factors."
+    "seen. The others: how far the mix moves what was held, % of what a full transfer moves it (wanted: 10 %); after "
+    "it the same of the landmarks asked for, and the floor, what the tracker alone makes of it: in the row of the pose "
+    "from a photo turned as one rigid piece, in the others from the same pictures half a pixel aside. Means over "
+    "people, for shares sums over people; 95 % bootstrap intervals over people. CSIM: cosine to the mean of the "
+    "person's eight photos, of the mixes and of landmark driving with their pose. LPIPS: the person's own frames, from "
+    "landmarks and from factors."
 )
 
 
