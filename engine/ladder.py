@@ -68,17 +68,17 @@ class Ladder:
     def learn(self, rtt_ms: float | None, loss: float | None) -> float:
         """Once a second, of the line as it is; the voice's rate from now on.
 
-        The lowest rung is for a line that is slow though voice and face take the least they can otherwise. Loss alone
-        leads no further than the rung above it: fewer bits lose no fewer packets, and each leaves a longer gap there.
+        The lowest rung is for a line that is bad though voice and face take the least they can otherwise. Slowness and
+        loss count alike: a line that is too narrow shows itself by either.
         """
         if rtt_ms is not None:
             self._least_rtt_ms = min(self._least_rtt_ms * 1.002, rtt_ms)
         slow = rtt_ms is not None and rtt_ms > 1.5 * self._least_rtt_ms + 80
         if slow or (loss is not None and loss > _LOSS):
             self._good = 0
-            least = 0 if slow and self.voice_kbps <= LEAST_VOICE_KBPS else 1
+            if self._at > 1 or self.voice_kbps <= LEAST_VOICE_KBPS:
+                self._at = max(self._at - 1, 0)
             self.voice_kbps = max(self.voice_kbps * 0.7, LEAST_VOICE_KBPS)
-            self._at = max(self._at - 1, min(least, self._at))
         else:
             self._good += 1
             if self._good % _UP_S == 0:

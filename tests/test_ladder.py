@@ -105,11 +105,16 @@ def test_the_voice_gives_way_before_the_face_goes_thin() -> None:
     assert before == 6
 
 
-def test_loss_alone_makes_no_face_thin() -> None:
+def test_a_line_that_is_too_narrow_may_show_it_by_loss_alone() -> None:
     ladder = Ladder(24.0)
-    for _ in range(30):
-        ladder.learn(41.0, 0.3)
-    assert ladder.voice_kbps == 6 and ladder.rung is RUNGS[1]
+    ladder.learn(74.0, 0.3)
+    ladder.learn(74.0, 0.3)
+    assert ladder.rung is not THIN
+    ladder.learn(74.0, 0.3)
+    assert ladder.voice_kbps == 6 and ladder.rung is THIN
+    for _ in range(8):
+        ladder.learn(74.0, 0.05)
+    assert ladder.rung is RUNGS[1]
 
 
 def test_a_thin_face_that_was_asked_for_stays_thin() -> None:
