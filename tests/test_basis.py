@@ -103,3 +103,10 @@ def test_the_lowest_rung_is_measured_with_what_lies_between() -> None:
     seen, _ = sent_thin(away)
     assert all(isinstance(face, NoFace) for face in seen[23:27])
     assert [face.time_s for face in seen] == [face.time_s for face in away]
+
+
+def test_the_shipped_steps_are_those_that_would_be_learned() -> None:
+    basis = shipped_basis()
+    live = (basis.expression * basis.weights_xyz).reshape(learning.EXPRESSIONS, -1, 3) ** 2
+    share = live[:, basis.weights > 1].sum(axis=(1, 2)) / live.sum(axis=(1, 2))
+    assert np.allclose(learning.ladder(share.astype(np.float64)), basis.steps, rtol=1e-4)

@@ -22,7 +22,6 @@ from engine import config as configs
 from engine import geometry
 from engine.codec import (
     COUNT_BITS,
-    DEFAULT,
     MAX_FRAMES,
     MODES,
     POSE,
@@ -51,6 +50,8 @@ FINEST_STEPS = (0.175, 0.175, 0.175, 0.0175, 0.0175, 0.07, 0.0021, *[0.35] * EXP
 """Steps of the parameters at the best quality: degrees, cm, ln of size, and weights of expressions."""
 COARSER = 2**0.4
 """From one quality to the next."""
+EVEN = 4
+"""From this quality on all steps grow alike."""
 IDENTITY_STEP, REST_STEP = 0.2, 0.08
 WEIGHTS = {"lips": 1.7, "lids": 3.0, "corners": 6.0, "irises": 8.0}
 """How much more an error counts there. The gaze is where the irises stand between the corners of the eyes."""
@@ -178,7 +179,7 @@ def windows(people: Sequence[Array], count: int) -> Array:
 
 
 def differences(basis: Basis, values: Array, quality: int) -> Iterator[tuple[int, NDArray[np.int64]]]:
-    """(mode, `[B, P]` differences) of packets `[N, B, P]`, coded as the encoder does."""
+    """(mode, `[B, P]` differences) of packets `[N, B, P]`, rounded as the encoder does before it weighs the bits."""
     wanted = values / basis.steps[quality]
     levels = np.zeros(wanted.shape, np.int64)
     for order in frame_order(len(values)):
@@ -239,11 +240,11 @@ def neutral_of(seen: Sequence[Face]) -> HeadFace:
 
 
 def ladder(share: Array) -> Array:
-    """`[QUALITIES, P]`: steps, all growing alike down to `DEFAULT`; below it the slower, the more of an expression's
+    """`[QUALITIES, P]`: steps, all growing alike down to `EVEN`; below it the slower, the more of an expression's
     movement (`share` `[EXPRESSIONS]`, 0..1) is in lips, lids and irises."""
     growth = np.concatenate([np.full(POSE, 0.9), 1.4 - 0.8 * share])
     down = np.arange(QUALITIES - 1, -1, -1)[:, None].astype(float)
-    kept = QUALITIES - 1 - DEFAULT
+    kept = QUALITIES - 1 - EVEN
     return np.array(FINEST_STEPS) * COARSER ** (np.minimum(down, kept) + np.maximum(down - kept, 0) * growth)
 
 
