@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from engine.backends.openvino import OpenVino
@@ -12,14 +14,19 @@ from engine.factors import shipped_anatomy
 from engine.voice_lips import BANDS, HEARD_HOPS, RATE_HZ, STEP_HOPS, LogMel
 from training.lips import (
     ROWS,
+    Lesson,
     LipNet,
     LipStep,
     best_offset,
     correlation,
+    follow,
     hush,
+    in_step,
     pearson,
     retrieval,
     save,
+    stretch,
+    teach,
     windowed,
 )
 
@@ -39,7 +46,7 @@ def test_the_network_in_steps_is_the_network_of_the_whole() -> None:
     assert heard.shape == (1, 20, HEARD_HOPS, BANDS)
     with torch.no_grad():
         whole = network(heard)[0] * scale + offset
-        memory, pieces = torch.zeros(1, 128), []
+        memory, pieces = torch.zeros(1, network.memory.hidden_size), []
         for k in range(20):
             codes, memory = step(heard[:, k], memory)
             pieces.append(codes[0])
@@ -54,7 +61,7 @@ def test_what_is_saved_is_at_rest_in_silence(tmp_path: Path) -> None:
     kept = OpenVino(tmp_path / "lips.onnx", device="CPU", precision="f32", threads=1)
 
     def said(heard: np.ndarray, steps: int) -> np.ndarray:
-        codes, memory = np.zeros(1 + ROWS), np.zeros((1, 128), np.float32)
+        codes, memory = np.zeros(1 + ROWS), np.zeros((1, network.memory.hidden_size), np.float32)
         for _ in range(steps):
             drawn = kept.run({"heard": heard, "memory": memory})
             codes, memory = drawn["codes"][0].copy(), drawn["remembered"].astype(np.float32)
@@ -65,7 +72,7 @@ def test_what_is_saved_is_at_rest_in_silence(tmp_path: Path) -> None:
     loud = np.random.default_rng(0).normal(size=quiet.shape).astype(np.float32)
     with torch.no_grad():
         plain = LipStep(network, scale, offset)
-        expected = 2 * (plain(torch.from_numpy(loud), torch.zeros(1, 128))[0][0] - hush(plain))
+        expected = 2 * (plain(torch.from_numpy(loud), torch.zeros(1, network.memory.hidden_size))[0][0] - hush(plain))
     assert np.allclose(said(loud, 1), expected.numpy(), atol=1e-3)
     with np.load(tmp_path / "mouth.npz") as stored:
         assert np.allclose(stored["rows"], shipped_anatomy().rows, atol=1e-3)
@@ -73,9 +80,54 @@ def test_what_is_saved_is_at_rest_in_silence(tmp_path: Path) -> None:
 
 def test_an_offset_is_found_with_its_sign() -> None:
     real = wander(200, 1)
-    assert best_offset(real, real) == 0
-    assert best_offset(np.roll(real, 3), real) == 3, "late"
-    assert best_offset(np.roll(real, -2), real) == -2, "early"
+    assert best_offset(real, real)[0] == 0
+    assert best_offset(np.roll(real, 3), real)[0] == 3, "late"
+    assert best_offset(np.roll(real, -2), real)[0] == -2, "early"
+
+
+def spoken_clip(codes: np.ndarray, name: str = "clip") -> Lesson:
+    """Sound whose lower half of the bands is as loud as the mouth is open; the rest is noise."""
+    random = np.random.default_rng(len(name))
+    heard = random.normal(0, 0.1, (len(codes), STEP_HOPS, BANDS)) - 1
+    heard[..., : BANDS // 2] += codes[:, None, None]
+    told = np.tile(codes[:, None], (1, 1 + ROWS))
+    return Lesson(
+        name, heard.astype(np.float32), told.astype(np.float32), np.ones(len(codes), np.bool_), codes.astype(np.float32)
+    )
+
+
+def test_lips_out_of_step_are_found_and_put_right() -> None:
+    real = wander(300, 2)
+    late = spoken_clip(real)
+    late = replace(late, codes=np.roll(late.codes, 4, 0))
+    slip, fit = best_offset(real, late.codes[:, 0], 15)
+    assert (slip, fit > 0.95) == (-4, True), "what is said comes four steps before the lips"
+    right = in_step(late, -slip)
+    assert np.array_equal(right.codes[right.seen, 0], real[right.seen])
+    assert (right.seen.sum(), right.seen[-4:].any()) == (296, False)
+
+
+def test_a_window_at_another_speed_keeps_lips_and_sound_together() -> None:
+    clip = spoken_clip(wander(300, 3))
+    random = np.random.default_rng(0)
+    for _ in range(5):
+        heard, codes, seen = stretch(clip, 100, random)
+        assert heard.shape == (100, STEP_HOPS, BANDS)
+        assert seen.all()
+        assert pearson(heard[..., : BANDS // 2].mean((1, 2)), codes[:, 0]) > 0.9
+    heard, codes, seen = stretch(replace(clip, codes=clip.codes[:60], seen=clip.seen[:60]), 100, random)
+    assert 50 < seen.sum() < 75
+
+
+def test_a_small_network_learns_to_follow_and_leaves_strangers_out(caplog: pytest.LogCaptureFixture) -> None:
+    own = [spoken_clip(wander(400, k), f"own{k}") for k in range(4)]
+    stranger = replace(spoken_clip(wander(400, 50)), codes=spoken_clip(wander(400, 99)).codes)
+    with caplog.at_level("INFO"):
+        network, good, _, _ = teach([*own, stranger], 24)
+    assert {one.name for one in good} == {one.name for one in own}
+    assert "4 of 5 clips" in caplog.text
+    unseen = spoken_clip(wander(200, 7))
+    assert pearson(follow(network, unseen)[:, 0], unseen.codes[:, 0]) > 0.6
 
 
 def test_retrieval_of_the_truth_and_of_noise() -> None:
