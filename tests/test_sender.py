@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 
+from engine.codec import TIME_WRAP_S, Decoder
 from engine.config import Config, load
 from engine.frames import Face, Frame, NoFace
 from plugin import sender as sending
@@ -20,6 +23,7 @@ from plugin.meter import Rolling
 from plugin.pairing import Code, PairingError, SessionKey
 from plugin.sender import Replaying, Wanted, Watching, addresses, ice_servers, open_drive
 from plugin.webcam import CameraLostError
+from tests.test_codec import talking
 
 SECRET = "ab" * 32
 
@@ -195,6 +199,52 @@ def test_a_drive_that_is_none_is_one_sentence(config: Config, tmp_path: Path) ->
     for name in ("none.npz", "none.mp4"):
         with pytest.raises(ValueError, match="there is no file"):
             open_drive(tmp_path / name, config, Rolling())
+
+
+# --- what leaves ---
+
+
+class Carried:
+    """A transport that keeps the packets."""
+
+    def __init__(self) -> None:
+        self.packets: list[bytes] = []
+
+    def send_face(self, packet: bytes) -> None:
+        self.packets.append(packet)
+
+
+@pytest.mark.parametrize(("face", "most_bits", "packets"), [("thin", 15_000, (70, 90)), ("auto", 60_000, (160, 167))])
+def test_ten_seconds_of_faces_leave_as_the_rung_says(
+    config: Config,
+    known: Known,
+    monkeypatch: pytest.MonkeyPatch,
+    face: Literal["auto", "thin"],
+    most_bits: int,
+    packets: tuple[int, int],
+) -> None:
+    now_s, carried = [100.0], Carried()
+    monkeypatch.setattr(sending, "Outgoing", lambda avatar, base: None)
+    monkeypatch.setattr(sending.time, "monotonic", lambda: now_s[0])
+    asked = replace(config, link=replace(config.link, face=face))
+    watches: Any = None
+    base: Any = None
+    transport: Any = carried
+    sender = sending.Sender(asked, base, Path("a.avatar"), watches, Rolling(), lambda told: None, known)
+    sender._transport = transport
+    recorded, fed = talking(), 0
+    while now_s[0] < 110:
+        now_s[0] += 0.06
+        while 100 + 0.04 * fed <= now_s[0]:
+            sender._faces.append(replace(recorded[fed % len(recorded)], time_s=100 + 0.04 * fed))
+            fed += 1
+        sender._send_faces()
+    assert 8 * sum(map(len, carried.packets)) <= most_bits
+    assert packets[0] <= len(carried.packets) <= packets[1]
+    decoder = Decoder()
+    coded = [one for packet in carried.packets for one in decoder.decode(packet)]
+    assert all(after.sequence == (before.sequence + 1) % 256 for before, after in itertools.pairwise(coded))
+    assert coded[-1].time_s == pytest.approx(now_s[0] % TIME_WRAP_S, abs=0.2)
 
 
 # --- what it is told ---
