@@ -64,6 +64,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NoReturn
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as Pictures
@@ -85,6 +86,9 @@ POINT_STEPS = 16384
 JPEG_QUALITY = 95
 """With full colour resolution. On invented faces LPIPS 0.001 to 0.003 from the original, 80 kB at 512 px; a
 WebP of about that size is two to three times as far away."""
+PICTURE_BYTES = 220_000
+"""A picture that would take more, by its grain, is stored in a lower quality, so that every avatar can be saved."""
+_LEAST_QUALITY = 50
 
 _PREAMBLE = struct.Struct("<8sB3xIII")
 _DIGEST_BYTES = 32
@@ -372,9 +376,14 @@ def _encoded(reference: Reference) -> tuple[bytes, bytes]:
         else:
             if np.array_equal(rgb, reference.rgb) and np.array_equal(matte, reference.matte):
                 return reference.encoded
-    with io.BytesIO() as sink:
-        Pictures.fromarray(reference.rgb).save(sink, "JPEG", quality=JPEG_QUALITY, subsampling=0, optimize=True)
-        rgb_file = sink.getvalue()
+    rgb_file = b""
+    for quality in range(JPEG_QUALITY, _LEAST_QUALITY - 1, -5):
+        # Not Pillow: to optimise, it wants the file to fit into a buffer that grain can burst.
+        how = [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_OPTIMIZE, 1]
+        how += [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
+        rgb_file = cv2.imencode(".jpg", cv2.cvtColor(reference.rgb, cv2.COLOR_RGB2BGR), how)[1].tobytes()
+        if len(rgb_file) <= PICTURE_BYTES:
+            break
     with io.BytesIO() as sink:
         small = Pictures.fromarray(reference.matte).reduce(MATTE_SHRINK)
         small.save(sink, "PNG", optimize=True)

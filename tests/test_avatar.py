@@ -18,6 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -82,6 +83,22 @@ def tiny(tmp_path: Path) -> Path:
 
 
 # --- what goes in comes out ---
+
+
+def test_grain_costs_quality_and_not_the_avatar(tmp_path: Path) -> None:
+    """As many photos as there may be, each as grainy as a photo can be."""
+    noise = np.random.default_rng(0)
+    before = drawn_avatar(side=512, count=avatars.MAX_REFERENCES)
+    grainy = [
+        replace(one, rgb=np.clip(one.rgb + noise.normal(0, 40, one.rgb.shape), 0, 255).astype(np.uint8))
+        for one in before.references
+    ]
+    path = tmp_path / "grainy.avatar"
+    avatars.save(replace(before, references=tuple(grainy)), path)
+    assert path.stat().st_size <= avatars.MAX_FILE_BYTES
+    for one, stored in zip(grainy, avatars.load(path).references, strict=True):
+        away = np.abs(cv2.blur(one.rgb, (9, 9)).astype(float) - cv2.blur(stored.rgb, (9, 9)))
+        assert away.mean() < 4, "the same picture, but for its grain"
 
 
 def test_round_trip(tmp_path: Path) -> None:
