@@ -576,7 +576,7 @@ def markdown(told: dict[str, Any], head: str) -> str:
 def picture(told: dict[str, Any], path: Path) -> None:
     """The matrix: correlations framed, green where they are reached; shares in %, green up to 10."""
     font, small = ImageFont.load_default(17), ImageFont.load_default(11)
-    wide, high, left, top = 104, 66, 110, 44
+    wide, high, left, top = 138, 66, 110, 44
     sheet = Pillow.new("RGB", (left + wide * len(MEASURES) + 12, top + high * len(OWNED) + 66), "white")
     pen = ImageDraw.Draw(sheet)
     for x, key in enumerate(MEASURES):
@@ -613,7 +613,7 @@ def picture(told: dict[str, Any], path: Path) -> None:
     legend += "floor: what the tracker alone makes of it"
     pen.text((8, foot + 36), legend, "black", small, "lm")
     legend = "reach: the share of the movement asked for that is seen"
-    pen.text((400, foot + 20), legend, "black", small, "lm")
+    pen.text((left + 4 * wide, foot + 20), legend, "black", small, "lm")
     csim, lpips = told["csim"]["apart"], told["lpips"]["ratio"]
     identity = f"CSIM against landmarks {csim['value']:+.3f}, LPIPS of own frames x {lpips['value']:.3f}"
     pen.text((8, foot + 52), identity, "black", small, "lm")
