@@ -1,0 +1,1 @@
+import engine as engine  # before anything that imports OpenVINO
