@@ -38,9 +38,7 @@ DELAY_S = 0.08
 _WINDOW = 400
 _FFT = 512
 _FAINTEST = 1e-6
-_LEVEL_FLOOR, _LEVEL_FALL = -9.0, 0.003
-SPREAD = 4.0
-"""What is heard is in units of so many e-folds of power."""
+_LEVEL_FLOOR, _LEVEL_FALL, _SPREAD = -9.0, 0.003, 4.0
 
 
 def mel_filters(bands: int, fft: int, low_hz: float, high_hz: float) -> Floats:
@@ -78,7 +76,7 @@ class LogMel:
         for frame in found:
             self._level = max(float(frame.mean()), self._level - _LEVEL_FALL, _LEVEL_FLOOR)
             frame -= self._level
-        return found / np.float32(SPREAD)
+        return found / np.float32(_SPREAD)
 
 
 def shipped_network() -> Path:
@@ -93,7 +91,7 @@ class VoiceCodes:
         """Raises `ValueError` when the network cannot be read."""
         self._network = OpenVino(network or shipped_network(), device="CPU", precision="f32", threads=1)
         self._mel = LogMel()
-        self._heard = np.full((HEARD_HOPS, BANDS), (np.log(_FAINTEST) - _LEVEL_FLOOR) / SPREAD, np.float32)
+        self._heard = np.full((HEARD_HOPS, BANDS), (np.log(_FAINTEST) - _LEVEL_FLOOR) / _SPREAD, np.float32)
         self._waiting = np.zeros((0, BANDS), np.float32)
         self._memory = np.zeros(self._network.inputs["memory"], np.float32)
         self._steps = 0

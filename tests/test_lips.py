@@ -25,7 +25,6 @@ from training.lips import (
     pearson,
     retrieval,
     save,
-    stretch,
     teach,
     windowed,
 )
@@ -105,18 +104,6 @@ def test_lips_out_of_step_are_found_and_put_right() -> None:
     right = in_step(late, -slip)
     assert np.array_equal(right.codes[right.seen, 0], real[right.seen])
     assert (right.seen.sum(), right.seen[-4:].any()) == (296, False)
-
-
-def test_a_window_at_another_speed_keeps_lips_and_sound_together() -> None:
-    clip = spoken_clip(wander(300, 3))
-    random = np.random.default_rng(0)
-    for _ in range(5):
-        heard, codes, seen = stretch(clip, 100, random)
-        assert heard.shape == (100, STEP_HOPS, BANDS)
-        assert seen.all()
-        assert pearson(heard[..., : BANDS // 2].mean((1, 2)), codes[:, 0]) > 0.9
-    heard, codes, seen = stretch(replace(clip, codes=clip.codes[:60], seen=clip.seen[:60]), 100, random)
-    assert 50 < seen.sum() < 75
 
 
 def test_a_small_network_learns_to_follow_and_leaves_strangers_out(caplog: pytest.LogCaptureFixture) -> None:
