@@ -70,6 +70,9 @@ _LOWER_ONLY = sorted(set(LIPS_OUTER[11:] + LIPS_INNER[11:] + EYE_RIGHT[9:] + EYE
 _UPPER_ONLY = sorted(set(LIPS_OUTER[1:10] + LIPS_INNER[1:10] + EYE_RIGHT[1:8] + EYE_LEFT[1:8] + [164, 2]))
 UPPER_MESH = np.array([index for index in range(POINT_COUNT) if index not in _LOWER_ONLY])
 LOWER_MESH = np.array([index for index in range(POINT_COUNT) if index not in _UPPER_ONLY])
+MESH_WEIGHTS = np.ones(POINT_COUNT, np.float32)
+"""Irises outweigh the lids around them: an eye is five cells wide on the motion grid, and they held them still."""
+MESH_WEIGHTS[IRIS_RIGHT + IRIS_LEFT] = 12.0
 EYES_ZONE = BROW_RIGHT + BROW_LEFT + [226, 31, 230, 231, 232, 446, 261, 450, 451, 452, 168, 6]
 MOUTH_ZONE = [2, 98, 327, 206, 426, 216, 436, 212, 432, 214, 434, 135, 364, 169, 394, 170, 395, 175, 171, 396]
 
@@ -208,7 +211,7 @@ def mesh_flows(target: Floats, references: Floats, head: Floats) -> Floats:
             x, y = corner[:, 0] + dx, corner[:, 1] + dy
             inside = (x >= 0) & (x < GRID_PX) & (y >= 0) & (y < GRID_PX)
             cells.append(np.where(inside, y * GRID_PX + x, 0))
-            weights.append(inside * np.abs(1 - dx - fraction[:, 0]) * np.abs(1 - dy - fraction[:, 1]))
+            weights.append(MESH_WEIGHTS * inside * np.abs(1 - dx - fraction[:, 0]) * np.abs(1 - dy - fraction[:, 1]))
     cell, weight = np.stack(cells), np.stack(weights)
     flows = np.empty((count, 2, GRID_PX, GRID_PX, 2), np.float32)
     outside = GRID @ np.swapaxes(head[:, None, :, :2], 2, 3) + head[:, None, None, :, 2]

@@ -139,7 +139,7 @@ def test_mesh_flows_are_splat_blur_and_divide(target: Floats, references: Floats
             for y, down in ((top, 1 - (row - top)), (top + 1, row - top)):
                 for x, along in ((left, 1 - (column - left)), (left + 1, column - left)):
                     if 0 <= x < 64 and 0 <= y < 64:
-                        sums[y, x] += down * along * np.array([*rest, 1])
+                        sums[y, x] += geometry.MESH_WEIGHTS[index] * down * along * np.array([*rest, 1])
         total = blurred(sums, 7, 0.8) + 0.1 * blurred(sums, 11, 1.8) + 0.002 * blurred(sums, 19, 3.0)
         spread = total[..., :2] / (total[..., 2:] + 1e-5)
         expected = applied(head[0], geometry.GRID) + spread

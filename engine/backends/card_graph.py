@@ -39,6 +39,7 @@ from engine.geometry import (
     LEAST_SPREAD,
     LOWER_MESH,
     MAP_COUNT,
+    MESH_WEIGHTS,
     SPREADS,
     UPPER_MESH,
 )
@@ -130,7 +131,7 @@ def _grids(graph: _Graph, references: int) -> str:
         away = graph.op("Abs", graph.op("Sub", graph.part(places, 1, side, side + 1), lines))
         return graph.op("Relu", graph.op("Sub", graph.number(1), away))  # [478, 64]
 
-    members = np.stack([np.isin(np.arange(count), mesh) for mesh in (UPPER_MESH, LOWER_MESH)])
+    members = np.stack([np.isin(np.arange(count), mesh) for mesh in (UPPER_MESH, LOWER_MESH)]) * MESH_WEIGHTS
     carried = graph.op("Mul", carried, graph.constant(members[:, None].astype(np.float32)))  # [2, 9, 478]
     rows = graph.op("Transpose", tents(1), perm=[1, 0])
     splat = graph.op("Mul", graph.op("Unsqueeze", carried, graph.ints([2])), rows)  # [2, 9, 64, 478]
