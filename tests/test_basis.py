@@ -91,7 +91,7 @@ def test_what_is_measured() -> None:
 
 def test_the_lowest_rung_is_measured_with_what_lies_between() -> None:
     clip: list[Face | NoFace] = list(talking()[:60])
-    arrived, cost = sent_thin(clip)
+    arrived, cost, _ = sent_thin(clip)
     assert len(arrived) == len(clip)
     assert 10 < cost["faces/s"] < 19
     assert cost["kbit/s"] < 1.7
@@ -100,7 +100,7 @@ def test_the_lowest_rung_is_measured_with_what_lies_between() -> None:
     assert mean([errors(a, b) for a, b in drawn])["points"] < 1.5
     away = list(clip)
     away[20:30] = [NoFace(face.time_s) for face in clip[20:30]]
-    seen, _ = sent_thin(away)
+    seen, _, _ = sent_thin(away)
     assert all(isinstance(face, NoFace) for face in seen[23:27])
     assert [face.time_s for face in seen] == [face.time_s for face in away]
 

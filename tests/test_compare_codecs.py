@@ -12,7 +12,18 @@ from engine.frames import Face, Image
 from plugin.render import read_faces
 from plugin.routes import SILENCE, Opus, Rider, join, mount
 from training import compare_codecs as compare
-from training.compare_codecs import OURS, VIDEO, Rung, as_faces, as_video, free_run, nearest_rung, needed_kbps
+from training.compare_codecs import (
+    OURS,
+    THIN,
+    VIDEO,
+    Rung,
+    as_faces,
+    as_thin_faces,
+    as_video,
+    free_run,
+    nearest_rung,
+    needed_kbps,
+)
 
 
 def moving(count: int) -> list[Image]:
@@ -59,6 +70,12 @@ def test_faces_arrive_in_their_places_in_packets_of_sixty_milliseconds() -> None
     rates = coded.rates_kbps(2.0)
     assert rates["kbps"] == pytest.approx(sum(map(len, coded.packets)) * 8e-3 / 2)
     assert 0 < rates["beside_voice_kbps"] - rates["kbps"] < 1 < rates["wire_kbps"] - rates["kbps"]
+    thin = as_thin_faces(faces)
+    assert len(thin.faces) == 50 and len(thin.packets) < 0.6 * len(coded.packets)
+    assert thin.rates_kbps(2.0)["kbps"] < 0.6 * rates["kbps"]
+    for sent, arrived in zip(faces[10:-5], thin.faces[10:-5], strict=True):
+        assert isinstance(arrived, Face)
+        assert float(np.linalg.norm((arrived.points - sent.points)[:, :2], axis=1).mean()) < 4
 
 
 def test_what_is_needed_is_read_between_the_rungs_on_a_logarithmic_axis() -> None:
@@ -74,7 +91,7 @@ def test_what_is_needed_is_read_between_the_rungs_on_a_logarithmic_axis() -> Non
 def made_up(lpips: float) -> dict[str, dict[str, float]]:
     row = {"lpips": lpips, "csim": 0.7, "identity": 0.6, "points": 2.0, "lips": 3.0, "lost": 0.0}
     ours = {"kbps": 3.0, "beside_voice_kbps": 3.6, "wire_kbps": 9.0, "avatar_bytes": 8e5, "header_bytes": 200.0}
-    scores = {OURS: row | ours}
+    scores = {OURS: row | ours, THIN: row | ours | {"kbps": 1.5, "points": 2.5}}
     for title, _ in VIDEO.values():
         for place, rung in enumerate(compare.LADDER):
             better = {
@@ -90,9 +107,12 @@ def made_up(lpips: float) -> dict[str, dict[str, float]]:
 def test_tables_and_curve_hold_what_was_measured(tmp_path: Path) -> None:
     people = {"one": made_up(0.3), "two": made_up(0.01)}
     told = compare.summary(people)
-    assert told["x264"]["needs"]["lpips"]["never"] == 1
-    assert told["x264"]["needs"]["points"] == {"kbps": 128.0, "times": pytest.approx(128 / 3, abs=0.01), "never": 0,
-                                               "always": 0}  # fmt: skip
+    needs, thin = (told["x264"][name]["needs"] for name in (OURS, THIN))
+    assert needs["lpips"]["never"] == 1
+    assert needs["points"] == {"kbps": 128.0, "times": pytest.approx(128 / 3, abs=0.01), "never": 0, "always": 0}
+    assert thin["points"]["kbps"] < 128.0 and thin["points"]["times"] == pytest.approx(
+        thin["points"]["kbps"] / 1.5, 0.01
+    )
     text = compare.markdown(people, {"three": "no face"})
     assert "1 of 2: never on this ladder" in text and "three (no face)" in text and "hands" in text
     compare.curve(people, tmp_path / "compare.png")

@@ -1,10 +1,11 @@
 """A face as landmarks beside the same face as video: `python -m training.compare_codecs HEADS --split test`.
 
 Each person is enrolled from eight frames, not fine-tuned, as `training.evaluate` chooses them. A later run of frames of
-the same clip is sent twice: as faces (tracked, `engine.codec` at its default quality in packets of 60 ms, drawn by the
-renderer with absolute motion), and as video, by encoders set as a call sets them: no frame waits for a later one, the
-rate is constant, one key frame. Video gets a ladder of rates; on the low rungs also a smaller picture and fewer frames
-a second, as a call would turn to. All pictures are compared with the frames of the clip at 256 px.
+the same clip is sent as faces (tracked, `engine.codec` at its default quality in packets of 60 ms and once more on the
+lowest rung of the ladder, drawn by the renderer with absolute motion), and as video, by encoders set as a call sets
+them: no frame waits for a later one, the rate is constant, one key frame. Video gets a ladder of rates; on the low
+rungs also a smaller picture and fewer frames a second, as a call would turn to. All pictures are compared with the
+frames of the clip at 256 px.
 
 Bits are those of payload, in brackets with headers: of IP, UDP and SRTP (50 bytes a packet) for video in packets of
 1200 bytes; for the face as packets of its own and as riders of a voice (plugin/routes.py). The avatar, sent once, is
@@ -36,7 +37,6 @@ from av.video.codeccontext import VideoCodecContext
 from engine import avatar as avatars
 from engine import config as configs
 from engine.base import Base, open_base
-from engine.codec import DEFAULT, Decoder, Encoder
 from engine.config import Config
 from engine.frames import Face, Frame, Image, NoFace
 from engine.renderer import Renderer
@@ -44,6 +44,7 @@ from engine.tracker import Tracker, canonical_face, fit_pose
 from training.enrol import MAX_PHOTOS, build
 from training.evaluate import means
 from training.identity import SFace
+from training.measure_codec import Line, sent_thin
 from training.measures import Judge
 from training.protocol import drivable, frame_times, photo_pools, read_frames, read_index, take_photos
 from training.tables import interval
@@ -60,6 +61,8 @@ RIDER_BYTES, CARRIER_BYTES = 4, 7
 """What a face packet costs in the padding of a voice's Opus packet, and in one of two bytes of silence."""
 SETTLING_FRAMES = 10
 OURS = "Understudy"
+THIN = "Understudy, thin face"
+"""The same on the lowest rung of the ladder."""
 MEASURES = {
     "lpips": ("LPIPS ↓", 3),
     "csim": ("CSIM ↑", 3),
@@ -176,19 +179,16 @@ class Coded:
 
 def as_faces(faces: Sequence[Face]) -> Coded:
     """Through `engine.codec`, in packets of `PACKET_S`; the headers arrive with the packets that follow them."""
-    encoder, decoder = Encoder(DEFAULT), Decoder()
-    arrived: list[Face | NoFace] = []
-    packets, headers, header_id = [], [], 0
-    for _, group in itertools.groupby(faces, key=lambda face: int((face.time_s + 1e-6) / PACKET_S)):
-        part = list(group)
-        packet = encoder.encode(part)
-        if encoder.header_id != header_id:
-            header_id = encoder.header_id
-            headers.append(encoder.header())
-            decoder.feed_header(headers[-1])
-        packets.append(packet)
-        arrived += [replace(one.face, time_s=was.time_s) for one, was in zip(decoder.decode(packet), part, strict=True)]
-    return Coded(arrived, packets, headers)
+    line = Line()
+    groups = itertools.groupby(faces, key=lambda face: int((face.time_s + 1e-6) / PACKET_S))
+    arrived = [face for _, group in groups for face in line.send(list(group))]
+    return Coded(arrived, line.packets, line.headers)
+
+
+def as_thin_faces(faces: Sequence[Face]) -> Coded:
+    """On the lowest rung of `engine.ladder`, fewer faces, with what the receiver draws between them."""
+    arrived, _, line = sent_thin(faces)
+    return Coded(arrived, line.packets, line.headers)
 
 
 # --- one person ---
@@ -239,20 +239,21 @@ def compare_person(clips: Sequence[Path], base: Base, config: Config, judge: Jud
         raise ValueError("no two seconds far enough from the photos")
     frames = [frame for _, frame in sorted(read_frames(clips[clip], range(start, start + count)).items())]
     faces = track_all(frames, config)
-    coded = as_faces(faces)
+    coded = {OURS: as_faces(faces), THIN: as_thin_faces(faces)}
     avatar, _, _ = build([one.photo for one in taken], "compared", base, config, lambda *_: None)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"compared{avatars.SUFFIX}"
         avatars.save(avatar, path)
         avatar_bytes = path.stat().st_size
-        drawn = draw(Renderer(avatars.load(path), base, config), coded.faces)
+        stored = avatars.load(path)
+        drawn = {name: draw(Renderer(stored, base, config), one.faces) for name, one in coded.items()}
     true = [frame.rgb for frame in frames]
     enrolled = np.stack(
         [judge.identity(one.photo.rgb, one.photo.face.points) for one in taken if one.photo.rgb is not None
          and one.photo.face is not None]
     )  # fmt: skip
     sent, rates = all_ways(true, coded, drawn)
-    rates[OURS] |= {"avatar_bytes": avatar_bytes, "header_bytes": sum(map(len, coded.headers))}
+    rates[OURS] |= {"avatar_bytes": avatar_bytes, "header_bytes": sum(map(len, coded[OURS].headers))}
     places = np.linspace(SETTLING_FRAMES, count - 1, options.frames).round().astype(int).tolist()
     kept: dict[str, list[dict[str, float]]] = {name: [] for name in sent}
     for place in places:
@@ -268,11 +269,11 @@ def compare_person(clips: Sequence[Path], base: Base, config: Config, judge: Jud
 
 
 def all_ways(
-    true: Sequence[Image], coded: Coded, drawn: list[Image]
+    true: Sequence[Image], coded: dict[str, Coded], drawn: dict[str, list[Image]]
 ) -> tuple[dict[str, list[Image]], dict[str, dict[str, float]]]:
-    """Pictures and rates of the face and of every rung of every encoder."""
+    """Pictures and rates of the face, both ways, and of every rung of every encoder."""
     seconds = len(true) / FPS
-    sent, rates = {OURS: drawn}, {OURS: coded.rates_kbps(seconds)}
+    sent, rates = dict(drawn), {name: one.rates_kbps(seconds) for name, one in coded.items()}
     for name, (title, _) in VIDEO.items():
         for rung in LADDER:
             video = as_video(true, name, rung)
@@ -353,33 +354,31 @@ def compare(folder: Path, base: Base, config: Config, out: Path, options: Option
 
 
 def summary(people: dict[str, dict[str, dict[str, float]]]) -> dict[str, Any]:
-    """Per encoder: what it needs for our values (median over people), and its numbers at the rate nearest to ours."""
-    told: dict[str, Any] = {OURS: means([scores[OURS] for scores in people.values()])}
-    for title, _ in VIDEO.values():
-        needs = {}
-        for measure, better in NEEDED.items():
-            found = [
-                needed_kbps(ladder_of(scores, title), measure, scores[OURS][measure], better)
-                for scores in people.values()
-                if measure in scores[OURS]
-            ]
-            ratios = [
-                need / scores[OURS]["kbps"] if need is not None else math.inf
-                for need, scores in zip(found, people.values(), strict=True)
-            ]
-            rates = [math.inf if need is None else need for need in found]
-            needs[measure] = {
-                "kbps": _finite(float(np.median(rates))),
-                "times": _finite(float(np.median(ratios))),
-                "never": sum(need is None for need in found),
-                "always": sum(
-                    need == ladder_of(scores, title)[0]["kbps"]
-                    for need, scores in zip(found, people.values(), strict=True)
-                ),
-            }
-        at_ours = means([scores[nearest_rung(scores, title, scores[OURS]["kbps"])] for scores in people.values()])
-        told[title] = {"needs": needs, "at our rate": at_ours}
+    """Of each of our ways its numbers, and per encoder: what it needs for our values (median over people), and its
+    numbers at the rate nearest to ours."""
+    told: dict[str, Any] = {}
+    for ours in (OURS, THIN):
+        told[ours] = means([scores[ours] for scores in people.values()])
+        for title, _ in VIDEO.values():
+            nearest = [scores[nearest_rung(scores, title, scores[ours]["kbps"])] for scores in people.values()]
+            needs = {measure: needed(people, ours, title, measure) for measure in NEEDED}
+            told.setdefault(title, {})[ours] = {"needs": needs, "at our rate": means(nearest)}
     return told
+
+
+def needed(people: dict[str, dict[str, dict[str, float]]], ours: str, title: str, measure: str) -> dict[str, Any]:
+    """What an encoder needs for the value that we reach: kbit/s, times ours, and for how many it is none."""
+    rates, ratios, never, always = [], [], 0, 0
+    for scores in people.values():
+        if measure not in scores[ours]:
+            continue
+        ladder = ladder_of(scores, title)
+        need = needed_kbps(ladder, measure, scores[ours][measure], NEEDED[measure])
+        never, always = never + (need is None), always + (need == ladder[0]["kbps"])
+        rates.append(math.inf if need is None else need)
+        ratios.append(rates[-1] / scores[ours]["kbps"])
+    kbps, times = _finite(float(np.median(rates))), _finite(float(np.median(ratios)))
+    return {"kbps": kbps, "times": times, "never": never, "always": always}
 
 
 def _finite(value: float) -> float | None:
@@ -396,11 +395,13 @@ def markdown(people: dict[str, dict[str, dict[str, float]]], left_out: dict[str,
         f"| at about our rate | kbit/s (with headers) | {heads} | no face found |",
         "|" + "---|" * (len(MEASURES) + 3),
     ]
-    ours = told[OURS]
-    riding = f"{ours['kbps']:.2f} ({ours['beside_voice_kbps']:.2f} beside a voice, {ours['wire_kbps']:.1f} alone)"
-    rows = [(OURS, ours, riding)]
+    rows = []
+    for name in (OURS, THIN):
+        ours = told[name]
+        riding = f"{ours['kbps']:.2f} ({ours['beside_voice_kbps']:.2f} beside a voice, {ours['wire_kbps']:.1f} alone)"
+        rows.append((name, ours, riding))
     for title, _ in VIDEO.values():
-        video = told[title]["at our rate"]
+        video = told[title][OURS]["at our rate"]
         rows.append((title, video, f"{video['kbps']:.2f} ({video['wire_kbps']:.1f})"))
     for title, row, rate in rows:
         cells = [f"{row[key]:.{digits}f}" if key in row else "-" for key, (_, digits) in MEASURES.items()]
@@ -408,11 +409,14 @@ def markdown(people: dict[str, dict[str, dict[str, float]]], left_out: dict[str,
     values = [scores[OURS]["lpips"] for scores in people.values()]
     low, high = interval(values)
     lines += ["", f"Our LPIPS {np.mean(values):.3f} ({low:.3f}…{high:.3f}, 95 % over people). One avatar: "
-              f"{ours['avatar_bytes'] / 1e6:.2f} MB, sent once; headers {ours['header_bytes']:.0f} bytes."]  # fmt: skip
-    lines += ["", "| kbit/s needed for our | " + " | ".join(MEASURES[key][0][:-2] for key in NEEDED) + " |"]
-    lines.append("|" + "---|" * (len(NEEDED) + 1))
-    for title, _ in VIDEO.values():
-        lines.append(f"| {title} | {' | '.join(_need(told[title]['needs'][key], len(people)) for key in NEEDED)} |")
+              f"{told[OURS]['avatar_bytes'] / 1e6:.2f} MB, sent once; headers {told[OURS]['header_bytes']:.0f} "
+              "bytes."]  # fmt: skip
+    for name in (OURS, THIN):
+        heads = " | ".join(MEASURES[key][0][:-2] for key in NEEDED)
+        lines += ["", f"| kbit/s needed for what {name} reaches in | {heads} |", "|" + "---|" * (len(NEEDED) + 1)]
+        for title, _ in VIDEO.values():
+            cells = (_need(told[title][name]["needs"][key], len(people)) for key in NEEDED)
+            lines.append(f"| {title} | {' | '.join(cells)} |")
     lines += ["", WHERE_VIDEO_WINS, ""]
     lines += [f"Left out: {name} ({why})" for name, why in left_out.items()]
     return "\n".join(lines) + "\n"
@@ -455,10 +459,11 @@ def curve(people: dict[str, dict[str, dict[str, float]]], path: Path) -> None:
         distances = [float(np.mean([one["lpips"] for one in rung])) for rung in rungs]
         rates, distances = zip(*sorted(zip(rates, distances, strict=True)), strict=True)
         axis.plot(rates, distances, color=colour, lw=2, marker="o", ms=4, label=title)
-    ours = [scores[OURS] for scores in people.values()]
-    axis.scatter([one["kbps"] for one in ours], [one["lpips"] for one in ours], s=12, color="#d98c5f")
-    mean = means(ours)
-    axis.scatter([mean["kbps"]], [mean["lpips"]], s=90, color="#d98c5f", marker="D", label=OURS, zorder=3)
+    for name, colour in ((OURS, "#d98c5f"), (THIN, "#c2554d")):
+        ours = [scores[name] for scores in people.values()]
+        axis.scatter([one["kbps"] for one in ours], [one["lpips"] for one in ours], s=12, color=colour)
+        mean = means(ours)
+        axis.scatter([mean["kbps"]], [mean["lpips"]], s=90, color=colour, marker="D", label=name, zorder=3)
     axis.set_xscale("log")
     axis.set_xlabel("kbit/s of payload")
     axis.set_ylabel(f"LPIPS from the true frames, {SIZE_PX} px")
@@ -510,9 +515,9 @@ def demo_picture(path: Path, base: Base, config: Config, out: Path, seconds: flo
         renderer.retarget.finder.prime(faces)
         return draw(renderer, shown)
 
-    coded = as_faces(faces)
+    coded = {OURS: as_faces(faces), THIN: as_thin_faces(faces)}
     true = drawn(faces)
-    sent, rates = all_ways(true, coded, drawn(coded.faces))
+    sent, rates = all_ways(true, coded, {name: drawn(one.faces) for name, one in coded.items()})
     opened = [float(np.linalg.norm(face.points[13] - face.points[14])) for face in faces[FPS:]]
     moment = FPS + int(np.argsort(opened)[int(0.9 * len(opened))])
     shown = {"sent": true[moment]} | {name: pictures[moment] for name, pictures in sent.items()}

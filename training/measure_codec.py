@@ -29,7 +29,7 @@ from engine import avatar as avatars
 from engine import config as configs
 from engine.avatar import Avatar
 from engine.base import Base, open_base
-from engine.codec import DEFAULT, MAX_FRAMES, QUALITIES, Decoder, Encoder
+from engine.codec import DEFAULT, MAX_FRAMES, MAX_PACKET_BYTES, QUALITIES, Decoder, Encoder
 from engine.frames import Face, Image, NoFace
 from engine.ladder import THIN, Pace
 from engine.motion import between, to_head
@@ -73,46 +73,58 @@ def errors(found: Face, wanted: Face) -> Scores:
     return scores
 
 
+class Line:
+    """An encoder and a decoder with nothing lost between them; keeps what was sent, and the CPU's seconds."""
+
+    def __init__(self, quality: int = DEFAULT) -> None:
+        self._encoder, self._decoder = Encoder(quality), Decoder()
+        self._header_id = 0
+        self.packets: list[bytes] = []
+        self.headers: list[bytes] = []
+        self.spent_s = 0.0
+
+    @property
+    def neutral(self) -> Face | None:
+        return self._decoder.neutral
+
+    def send(self, faces: Sequence[Face | NoFace], most_bytes: int = MAX_PACKET_BYTES) -> list[Face | NoFace]:
+        """What arrives of the newest of them, as many as went; a header arrives before the packet that needs it."""
+        before_s = time.thread_time()
+        packet = self._encoder.encode(faces, most_bytes)
+        if self._encoder.header_id != self._header_id:
+            self._header_id = self._encoder.header_id
+            self.headers.append(self._encoder.header())
+            self._decoder.feed_header(self.headers[-1])
+        coded = self._decoder.decode(packet)
+        self.spent_s += time.thread_time() - before_s
+        self.packets.append(packet)
+        return [replace(one.face, time_s=was.time_s) for one, was in zip(coded, faces[-len(coded) :], strict=True)]
+
+    def cost(self, span_s: float, frames: int) -> Scores:
+        return {
+            "kbit/s": sum(map(len, self.packets)) * 8e-3 / span_s,
+            "packets/s": len(self.packets) / span_s,
+            "faces/s": frames / span_s,
+            "header_bytes": sum(map(len, self.headers)) / max(len(self.headers), 1),
+            "headers": len(self.headers),
+            "cpu_ms": 1000 * self.spent_s / frames,
+        }
+
+
 def sent(clip: Clip, quality: int, packet_frames: int) -> tuple[list[Face | NoFace], Scores, Face | None]:
-    """What arrives of a clip; what it cost: bits a frame, headers, milliseconds of CPU a frame; the neutral face."""
-    encoder, decoder = Encoder(quality), Decoder()
-    arrived: list[Face | NoFace] = []
-    packet_bytes = header_bytes = headers = header_id = 0
-    spent_s = 0.0
-    for start in range(0, len(clip), packet_frames):
-        part = clip[start : start + packet_frames]
-        before_s = time.thread_time()
-        packet = encoder.encode(part)
-        spent_s += time.thread_time() - before_s
-        if encoder.header_id != header_id:
-            header_id = encoder.header_id
-            decoder.feed_header(encoder.header())
-            headers, header_bytes = headers + 1, header_bytes + len(encoder.header())
-        before_s = time.thread_time()
-        coded = decoder.decode(packet)
-        spent_s += time.thread_time() - before_s
-        packet_bytes += len(packet)
-        arrived += [replace(one.face, time_s=was.time_s) for one, was in zip(coded, part, strict=True)]
-    frames = len(clip)
-    return (
-        arrived,
-        {
-            "kbit/s": packet_bytes * 8 / frames * FPS / 1000,
-            "header_bytes": header_bytes / max(headers, 1),
-            "headers": headers,
-            "cpu_ms": 1000 * spent_s / frames,
-        },
-        decoder.neutral,
-    )
+    """What arrives of a clip, what it cost, and the neutral face."""
+    line = Line(quality)
+    arrived = [
+        face for start in range(0, len(clip), packet_frames) for face in line.send(clip[start : start + packet_frames])
+    ]
+    return arrived, line.cost(len(clip) / FPS, len(clip)), line.neutral
 
 
-def sent_thin(clip: Clip) -> tuple[list[Face | NoFace], Scores]:
-    """The same on the lowest rung, beside voice packets of `ROOM_S`; `arrived` has what lies between, too."""
-    encoder, decoder, pace = Encoder(), Decoder(), Pace()
+def sent_thin(clip: Clip) -> tuple[list[Face | NoFace], Scores, Line]:
+    """The same on the lowest rung, beside voice packets of `ROOM_S`; what arrives has what lies between, too."""
+    line, pace = Line(), Pace()
     got: dict[int, Face | NoFace] = {}
     begun_s, now_s, at = clip[0].time_s, clip[0].time_s, 0
-    packet_bytes = packets = header_bytes = headers = header_id = 0
-    spent_s = 0.0
     while at < len(clip):
         now_s += ROOM_S
         come = [number for number in range(at, len(clip)) if clip[number].time_s <= now_s]
@@ -120,32 +132,13 @@ def sent_thin(clip: Clip) -> tuple[list[Face | NoFace], Scores]:
         if not most_bytes:
             continue
         at = come[-1] + 1
-        before_s = time.thread_time()
         chosen = pace.chosen(THIN, [clip[number] for number in come[-MAX_FRAMES:]])
-        packet = encoder.encode(chosen, most_bytes)
-        spent_s += time.thread_time() - before_s
-        pace.sent(THIN, len(packet), chosen[-1].time_s, now_s)
-        if encoder.header_id != header_id:
-            header_id = encoder.header_id
-            decoder.feed_header(encoder.header())
-            headers, header_bytes = headers + 1, header_bytes + len(encoder.header())
-        before_s = time.thread_time()
-        coded = decoder.decode(packet)
-        spent_s += time.thread_time() - before_s
-        packets, packet_bytes = packets + 1, packet_bytes + len(packet)
         number_of = {clip[number].time_s: number for number in come}
-        got |= {number_of[was.time_s]: one.face for one, was in zip(coded, chosen[-len(coded) :], strict=True)}
+        got |= {number_of[face.time_s]: face for face in line.send(chosen, most_bytes)}
+        pace.sent(THIN, len(line.packets[-1]), chosen[-1].time_s, now_s)
     numbers = sorted(got)
     arrived = [drawn_between(got, numbers, number, face.time_s) for number, face in enumerate(clip)]
-    span_s = now_s - begun_s
-    return arrived, {
-        "kbit/s": packet_bytes * 8 / span_s / 1000,
-        "faces/s": len(got) / span_s,
-        "packets/s": packets / span_s,
-        "header_bytes": header_bytes / max(headers, 1),
-        "headers": headers,
-        "cpu_ms": 1000 * spent_s / len(got),
-    }
+    return arrived, line.cost(now_s - begun_s, len(got)), line
 
 
 def drawn_between(got: dict[int, Face | NoFace], numbers: Sequence[int], number: int, time_s: float) -> Face | NoFace:
@@ -177,7 +170,7 @@ def measure_rates(people: dict[str, list[Clip]], quality: int | None, packet_fra
     for clips in people.values():
         told: list[Scores] = []
         for clip in clips:
-            arrived, cost = sent_thin(clip) if quality is None else sent(clip, quality, packet_frames)[:2]
+            arrived, cost, _ = sent_thin(clip) if quality is None else sent(clip, quality, packet_frames)
             pairs = zip(arrived[::3], clip[::3], strict=True)
             off = [errors(a, b) for a, b in pairs if isinstance(a, Face) and isinstance(b, Face)]
             told.append(cost | mean(off))
