@@ -70,9 +70,6 @@ _LOWER_ONLY = sorted(set(LIPS_OUTER[11:] + LIPS_INNER[11:] + EYE_RIGHT[9:] + EYE
 _UPPER_ONLY = sorted(set(LIPS_OUTER[1:10] + LIPS_INNER[1:10] + EYE_RIGHT[1:8] + EYE_LEFT[1:8] + [164, 2]))
 UPPER_MESH = np.array([index for index in range(POINT_COUNT) if index not in _LOWER_ONLY])
 LOWER_MESH = np.array([index for index in range(POINT_COUNT) if index not in _UPPER_ONLY])
-MESH_WEIGHTS = np.ones(POINT_COUNT, np.float32)
-"""Irises outweigh the lids around them: an eye is five cells wide on the motion grid, and they held them still."""
-MESH_WEIGHTS[IRIS_RIGHT + IRIS_LEFT] = 12.0
 EYES_ZONE = BROW_RIGHT + BROW_LEFT + [226, 31, 230, 231, 232, 446, 261, 450, 451, 452, 168, 6]
 MOUTH_ZONE = [2, 98, 327, 206, 426, 216, 436, 212, 432, 214, 434, 135, 364, 169, 394, 170, 395, 175, 171, 396]
 
@@ -191,6 +188,20 @@ GRID = _grid()
 """`[64, 64, 2]`: where each cell of the motion grid lies, in crop units."""
 
 
+def landmark_weights(target: Floats) -> Floats:
+    """How much each landmark says about the dense maps, `[478]`.
+
+    Irises outweigh the lids around them, for an eye is five cells of the motion grid wide and lids would hold its
+    irises still; but the less, the further the eye is shut, or irises would hold the lids open.
+    """
+    weights = np.ones(len(target), np.float32)
+    for iris, outer, inner, upper, lower in ((IRIS_RIGHT, 33, 133, 159, 145), (IRIS_LEFT, 263, 362, 386, 374)):
+        gap, width = target[upper, :2] - target[lower, :2], target[outer, :2] - target[inner, :2]
+        openness = np.linalg.norm(gap) / (np.linalg.norm(width) + 1e-6)
+        weights[iris] += 11.0 * np.clip((openness - 0.12) / 0.14, 0.0, 1.0)
+    return weights
+
+
 def mesh_flows(target: Floats, references: Floats, head: Floats) -> Floats:
     """Dense maps target -> reference from the landmarks themselves: `[R, 2, 64, 64, 2]` (upper, lower).
 
@@ -205,13 +216,14 @@ def mesh_flows(target: Floats, references: Floats, head: Floats) -> Floats:
     fraction = (places - corner).astype(np.float32)
     left = references[..., :2] - (target[:, :2] @ np.swapaxes(head[:, :, :2], 1, 2) + head[:, None, :, 2])
     carried = np.concatenate([left.transpose(0, 2, 1).reshape(-1, len(target)), np.ones((1, len(target)), np.float32)])
+    heavy = landmark_weights(target)
     cells, weights = [], []
     for dx in (0, 1):
         for dy in (0, 1):
             x, y = corner[:, 0] + dx, corner[:, 1] + dy
             inside = (x >= 0) & (x < GRID_PX) & (y >= 0) & (y < GRID_PX)
             cells.append(np.where(inside, y * GRID_PX + x, 0))
-            weights.append(MESH_WEIGHTS * inside * np.abs(1 - dx - fraction[:, 0]) * np.abs(1 - dy - fraction[:, 1]))
+            weights.append(heavy * inside * np.abs(1 - dx - fraction[:, 0]) * np.abs(1 - dy - fraction[:, 1]))
     cell, weight = np.stack(cells), np.stack(weights)
     flows = np.empty((count, 2, GRID_PX, GRID_PX, 2), np.float32)
     outside = GRID @ np.swapaxes(head[:, None, :, :2], 2, 3) + head[:, None, None, :, 2]
@@ -313,6 +325,8 @@ class Brief:
     """`[128, 128, 3]`."""
     maps: Floats
     """`[AFFINE_COUNT + 3, 2, 3]`: slot A's affine maps, and the head's similarities to slot B's references."""
+    weights: Floats
+    """`landmark_weights`, for the dense maps."""
     tile: NDArray[np.uint8]
     """`[64, 64]`: which of the four references slot B looks into (1 to 3)."""
     detail: Floats
@@ -356,7 +370,8 @@ def brief(target: Floats, references: Floats, fade: Floats, trust: Floats | None
     affine = affine_maps(target, references[:1], head[:1])[0]
     strength = fade if trust is None else fade * (1 + trust)
     detail = (strength[:, None, None] * inside).sum(0, dtype=np.float32)
-    return Brief(raster(target), np.concatenate([affine, head[1:]]), index + np.uint8(1), detail)
+    maps, weights = np.concatenate([affine, head[1:]]), landmark_weights(target)
+    return Brief(raster(target), maps, weights, index + np.uint8(1), detail)
 
 
 def condition(target: Floats, references: Floats, fade: Floats, trust: Floats | None = None) -> Conditioning:

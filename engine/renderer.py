@@ -211,7 +211,8 @@ class Generator:
         given: dict[str, NDArray[np.generic]]
         if self._on_card:
             told = geometry.brief(target, self._points, fade, trust)
-            given = {"target": target[:, :2], "maps": told.maps, "chosen": chosen.astype(np.int32)}
+            given = {"target": target[:, :2], "maps": told.maps, "weights": told.weights}
+            given["chosen"] = chosen.astype(np.int32)
         else:
             told = geometry.condition(target, self._points, fade, trust)
             given = {"grids": told.grids[None]}

@@ -73,6 +73,7 @@ def test_inputs_and_outputs_go_by_these_names(typed: onnx.ModelProto, avatar: Av
         "raster": [1, 128, 128, 3],
         "target": [478, 2],
         "maps": [14, 2, 3],
+        "weights": [478],
         "tile": [1, 64, 64],
         "detail": [1, 1, 64, 64],
         "chosen": [4],
@@ -207,7 +208,8 @@ def frames(avatar: Avatar, base: Base) -> list[dict[str, NDArray[Any]]]:
             told = geometry.brief(target, points, np.ones(3, np.float32))
             frame = {"raster": one.raster, "grids": one.grids, "tile": one.tile, "detail": one.detail[None]}
             frame = {key: value[None] for key, value in frame.items()}
-            yield frame | {"target": target[:, :2], "maps": told.maps, "chosen": np.array(chosen, np.int32)}
+            frame |= {"target": target[:, :2], "maps": told.maps, "weights": told.weights}
+            yield frame | {"chosen": np.array(chosen, np.int32)}
 
     return [one | resident for one in told()]
 

@@ -118,6 +118,7 @@ def test_mesh_flows_are_splat_blur_and_divide(target: Floats, references: Floats
     head = geometry.head_similarity(target, references)
     found = geometry.mesh_flows(target, references, head)
     assert found.shape == (1, 2, 64, 64, 2)
+    weights = geometry.landmark_weights(target)
 
     def blurred(values: NDArray[np.float64], size: int, sigma: float) -> NDArray[np.float64]:
         offsets = np.arange(size) - size // 2
@@ -139,11 +140,29 @@ def test_mesh_flows_are_splat_blur_and_divide(target: Floats, references: Floats
             for y, down in ((top, 1 - (row - top)), (top + 1, row - top)):
                 for x, along in ((left, 1 - (column - left)), (left + 1, column - left)):
                     if 0 <= x < 64 and 0 <= y < 64:
-                        sums[y, x] += geometry.MESH_WEIGHTS[index] * down * along * np.array([*rest, 1])
+                        sums[y, x] += weights[index] * down * along * np.array([*rest, 1])
         total = blurred(sums, 7, 0.8) + 0.1 * blurred(sums, 11, 1.8) + 0.002 * blurred(sums, 19, 3.0)
         spread = total[..., :2] / (total[..., 2:] + 1e-5)
         expected = applied(head[0], geometry.GRID) + spread
         assert np.abs(found[0, number] - expected).max() < 1e-4
+
+
+def test_irises_outweigh_lids_unless_the_eye_is_shut(target: Floats) -> None:
+    def weight_of(iris: int, open_share: float) -> float:
+        points = target.copy()
+        for upper, lower, one, other in ((159, 145, 33, 133), (386, 374, 263, 362)):
+            width = np.linalg.norm(points[one, :2] - points[other, :2])
+            middle = (points[upper, :2] + points[lower, :2]) / 2
+            half = np.array([0, open_share * width / 2], np.float32)
+            points[upper, :2], points[lower, :2] = middle - half, middle + half
+        weights = geometry.landmark_weights(points)
+        assert (np.delete(weights, range(468, 478)) == 1).all()
+        return float(weights[iris])
+
+    for iris in (468, 477):
+        assert weight_of(iris, 0.1) == 1
+        assert weight_of(iris, 0.3) == 12
+        assert weight_of(iris, 0.19) == pytest.approx(6.5, abs=0.01)
 
 
 def test_mesh_flows_lead_each_landmark_home(target: Floats, references: Floats) -> None:

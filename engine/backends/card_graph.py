@@ -13,8 +13,8 @@
   atlas has up to 12 x 720 rows, a float16 has 11 bits: it would be off by pixels), and so do the statistics of the
   normalisations (sums over 4096 pixels) and the last layer of the motion, whose error is a shift of the picture.
 
-In, per frame: `raster`, `tile`, `detail` as in the base, `target [478, 2]` in crop units, `maps` as in
-`engine.geometry.Brief` and `chosen [4]` int32. In, once per avatar, R references: `pictures [1, 4, R S, S]`,
+In, per frame: `raster`, `tile`, `detail` as in the base, `target [478, 2]` in crop units, `maps` and `weights` as in
+`engine.geometry.Brief`, and `chosen [4]` int32. In, once per avatar, R references: `pictures [1, 4, R S, S]`,
 `thumbnails [1, 4, R S/4, S/4]`, `features [1, C, R S/4, S/4]`, `reference_raster [R, 3, S/4, S/4]`, their landmarks
 `points [R, 478, 2]`, and above the network's size `full [1, 3, R s, s + 2 side_px(s)]` in levels (0 to 255). Out:
 `rgb [1, s, s, 3]` and `matte [1, s, s]`, uint8. Needs the package `onnx`.
@@ -39,7 +39,6 @@ from engine.geometry import (
     LEAST_SPREAD,
     LOWER_MESH,
     MAP_COUNT,
-    MESH_WEIGHTS,
     SPREADS,
     UPPER_MESH,
 )
@@ -51,7 +50,7 @@ if TYPE_CHECKING:
 Tensors = Mapping[str, NDArray[np.generic]]
 Precision = Literal["f16", "f32"]
 
-FRAME_INPUTS = ("raster", "tile", "detail", "target", "maps", "chosen")
+FRAME_INPUTS = ("raster", "tile", "detail", "target", "maps", "weights", "chosen")
 RESIDENT_INPUTS = ("pictures", "thumbnails", "features", "reference_raster", "points", "full")
 OUTPUTS = ("rgb", "matte")
 KEPT_F32 = frozenset({"motion.leave.weight"})
@@ -101,6 +100,7 @@ def _grids(graph: _Graph, references: int) -> str:
     graph.add_input("target", "f32", (count, 2))
     graph.add_input("points", "f32", (references, count, 2))
     graph.add_input("maps", "f32", (AFFINE_COUNT + DETAIL_COUNT, 2, 3))
+    graph.add_input("weights", "f32", (count,))
 
     def shaped(tensor: str, *shape: int) -> str:
         return graph.op("Reshape", tensor, graph.ints(list(shape)))
@@ -131,8 +131,9 @@ def _grids(graph: _Graph, references: int) -> str:
         away = graph.op("Abs", graph.op("Sub", graph.part(places, 1, side, side + 1), lines))
         return graph.op("Relu", graph.op("Sub", graph.number(1), away))  # [478, 64]
 
-    members = np.stack([np.isin(np.arange(count), mesh) for mesh in (UPPER_MESH, LOWER_MESH)]) * MESH_WEIGHTS
-    carried = graph.op("Mul", carried, graph.constant(members[:, None].astype(np.float32)))  # [2, 9, 478]
+    members = np.stack([np.isin(np.arange(count), mesh) for mesh in (UPPER_MESH, LOWER_MESH)])
+    counted = graph.op("Mul", graph.constant(members[:, None].astype(np.float32)), "weights")
+    carried = graph.op("Mul", carried, counted)  # [2, 9, 478]
     rows = graph.op("Transpose", tents(1), perm=[1, 0])
     splat = graph.op("Mul", graph.op("Unsqueeze", carried, graph.ints([2])), rows)  # [2, 9, 64, 478]
     splat = graph.op("MatMul", splat, tents(0))
