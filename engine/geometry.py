@@ -188,27 +188,32 @@ GRID = _grid()
 """`[64, 64, 2]`: where each cell of the motion grid lies, in crop units."""
 
 
-def landmark_weights(target: Floats) -> Floats:
-    """How much each landmark says about the dense maps, `[478]`.
+def landmark_weights(target: Floats, eyes: Floats) -> Floats:
+    """How much each landmark says about the dense maps, `[478]`; `eyes` is the reference that the eyes come from.
 
     Irises outweigh the lids around them, for an eye is five cells of the motion grid wide and lids would hold its
-    irises still; but the less, the further the eye is shut, or irises would hold the lids open.
+    irises still; but the less, the more the lids have to move, or irises would hold the lids.
     """
+
+    def openness(points: Floats, outer: int, inner: int, upper: int, lower: int) -> float:
+        gap, width = points[upper, :2] - points[lower, :2], points[outer, :2] - points[inner, :2]
+        return float(np.linalg.norm(gap) / (np.linalg.norm(width) + 1e-6))
+
     weights = np.ones(len(target), np.float32)
-    for iris, outer, inner, upper, lower in ((IRIS_RIGHT, 33, 133, 159, 145), (IRIS_LEFT, 263, 362, 386, 374)):
-        gap, width = target[upper, :2] - target[lower, :2], target[outer, :2] - target[inner, :2]
-        openness = np.linalg.norm(gap) / (np.linalg.norm(width) + 1e-6)
-        weights[iris] += 11.0 * np.clip((openness - 0.12) / 0.14, 0.0, 1.0)
+    for iris, *lids in ((IRIS_RIGHT, 33, 133, 159, 145), (IRIS_LEFT, 263, 362, 386, 374)):
+        moved = abs(openness(target, *lids) - openness(eyes, *lids))
+        weights[iris] += 11.0 * min(max(1.25 - moved / 0.08, 0.0), 1.0)
     return weights
 
 
-def mesh_flows(target: Floats, references: Floats, head: Floats) -> Floats:
+def mesh_flows(target: Floats, references: Floats, head: Floats, weights: Floats) -> Floats:
     """Dense maps target -> reference from the landmarks themselves: `[R, 2, 64, 64, 2]` (upper, lower).
 
     What the head's similarity leaves over at each landmark is spread by normalised convolution (Knutsson & Westin
     1993) at three widths: exact to about half a cell on the face, even between landmarks that a turn has drawn apart,
     and easing into the similarity outside.
     The upper set leaves out the lower lip and lids and the other way round: where lips or lids touch, the two differ.
+    `weights [478]` as `landmark_weights` gives them.
     """
     count = len(references)
     places = (target[:, :2] + 1.0) * (GRID_PX / 2) - 0.5
@@ -216,15 +221,14 @@ def mesh_flows(target: Floats, references: Floats, head: Floats) -> Floats:
     fraction = (places - corner).astype(np.float32)
     left = references[..., :2] - (target[:, :2] @ np.swapaxes(head[:, :, :2], 1, 2) + head[:, None, :, 2])
     carried = np.concatenate([left.transpose(0, 2, 1).reshape(-1, len(target)), np.ones((1, len(target)), np.float32)])
-    heavy = landmark_weights(target)
-    cells, weights = [], []
+    cells, shares = [], []
     for dx in (0, 1):
         for dy in (0, 1):
             x, y = corner[:, 0] + dx, corner[:, 1] + dy
             inside = (x >= 0) & (x < GRID_PX) & (y >= 0) & (y < GRID_PX)
             cells.append(np.where(inside, y * GRID_PX + x, 0))
-            weights.append(heavy * inside * np.abs(1 - dx - fraction[:, 0]) * np.abs(1 - dy - fraction[:, 1]))
-    cell, weight = np.stack(cells), np.stack(weights)
+            shares.append(weights * inside * np.abs(1 - dx - fraction[:, 0]) * np.abs(1 - dy - fraction[:, 1]))
+    cell, weight = np.stack(cells), np.stack(shares)
     flows = np.empty((count, 2, GRID_PX, GRID_PX, 2), np.float32)
     outside = GRID @ np.swapaxes(head[:, None, :, :2], 2, 3) + head[:, None, None, :, 2]
     for number, members in enumerate((UPPER_MESH, LOWER_MESH)):
@@ -370,7 +374,7 @@ def brief(target: Floats, references: Floats, fade: Floats, trust: Floats | None
     affine = affine_maps(target, references[:1], head[:1])[0]
     strength = fade if trust is None else fade * (1 + trust)
     detail = (strength[:, None, None] * inside).sum(0, dtype=np.float32)
-    maps, weights = np.concatenate([affine, head[1:]]), landmark_weights(target)
+    maps, weights = np.concatenate([affine, head[1:]]), landmark_weights(target, references[2])
     return Brief(raster(target), maps, weights, index + np.uint8(1), detail)
 
 
@@ -378,7 +382,7 @@ def condition(target: Floats, references: Floats, fade: Floats, trust: Floats | 
     """`brief`, and the dense maps."""
     told = brief(target, references, fade, trust)
     head = np.concatenate([told.maps[:1], told.maps[AFFINE_COUNT:]])
-    mesh = mesh_flows(target, references, head)
+    mesh = mesh_flows(target, references, head, told.weights)
     grids = np.empty((MAP_COUNT + DETAIL_COUNT, GRID_PX, GRID_PX, 2), np.float32)
     for number, map_ in enumerate(told.maps[:AFFINE_COUNT]):
         np.add(GRID @ map_[:, :2].T, map_[:, 2], out=grids[number])

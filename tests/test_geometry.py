@@ -116,9 +116,9 @@ def test_mesh_flows_are_splat_blur_and_divide(target: Floats, references: Floats
     """Every landmark of a set is laid onto its four nearest cells, both sums are blurred, and divided."""
     references = references[:1]
     head = geometry.head_similarity(target, references)
-    found = geometry.mesh_flows(target, references, head)
+    weights = np.random.default_rng(0).uniform(0.5, 12, len(target)).astype(np.float32)
+    found = geometry.mesh_flows(target, references, head, weights)
     assert found.shape == (1, 2, 64, 64, 2)
-    weights = geometry.landmark_weights(target)
 
     def blurred(values: NDArray[np.float64], size: int, sigma: float) -> NDArray[np.float64]:
         offsets = np.arange(size) - size // 2
@@ -147,28 +147,31 @@ def test_mesh_flows_are_splat_blur_and_divide(target: Floats, references: Floats
         assert np.abs(found[0, number] - expected).max() < 1e-4
 
 
-def test_irises_outweigh_lids_unless_the_eye_is_shut(target: Floats) -> None:
-    def weight_of(iris: int, open_share: float) -> float:
+def test_irises_outweigh_lids_unless_lids_have_to_move(target: Floats) -> None:
+    def with_eyes(open_share: float) -> Floats:
         points = target.copy()
         for upper, lower, one, other in ((159, 145, 33, 133), (386, 374, 263, 362)):
             width = np.linalg.norm(points[one, :2] - points[other, :2])
             middle = (points[upper, :2] + points[lower, :2]) / 2
             half = np.array([0, open_share * width / 2], np.float32)
             points[upper, :2], points[lower, :2] = middle - half, middle + half
-        weights = geometry.landmark_weights(points)
+        return points
+
+    def weight_of(iris: int, open_share: float, reference_share: float) -> float:
+        weights = geometry.landmark_weights(with_eyes(open_share), with_eyes(reference_share))
         assert (np.delete(weights, range(468, 478)) == 1).all()
         return float(weights[iris])
 
     for iris in (468, 477):
-        assert weight_of(iris, 0.1) == 1
-        assert weight_of(iris, 0.3) == 12
-        assert weight_of(iris, 0.19) == pytest.approx(6.5, abs=0.01)
+        assert weight_of(iris, 0.3, 0.3) == weight_of(iris, 0.1, 0.1) == 12
+        assert weight_of(iris, 0.1, 0.3) == weight_of(iris, 0.3, 0.1) == 1
+        assert weight_of(iris, 0.24, 0.3) == pytest.approx(6.5, abs=0.01)
 
 
 def test_mesh_flows_lead_each_landmark_home(target: Floats, references: Floats) -> None:
     """At a landmark the flow says where that landmark is in the reference, to about half a cell."""
     head = geometry.head_similarity(target, references)
-    flows = geometry.mesh_flows(target, references, head)
+    flows = geometry.mesh_flows(target, references, head, np.ones(len(target), np.float32))
     places = ((target[:, :2] + 1) * 32 - 0.5).astype(np.float32)
     for row, reference in enumerate(references):
         for number, members in enumerate((geometry.UPPER_MESH, geometry.LOWER_MESH)):
@@ -353,7 +356,7 @@ def test_condition_looks_into_the_reference_of_its_zone(target: Floats, referenc
     """Slot A's maps are those of the first reference; in each zone slot B's are those of its own."""
     told = geometry.condition(target, references, np.ones(3, np.float32))
     head = geometry.head_similarity(target, references)
-    meshes = geometry.mesh_flows(target, references, head)
+    meshes = geometry.mesh_flows(target, references, head, geometry.landmark_weights(target, references[2]))
     affine = geometry.affine_maps(target, references[:1], head[:1])[0]
     for number, map_ in enumerate(affine):
         assert np.allclose(told.grids[number], applied(map_, geometry.GRID), atol=1e-5)
