@@ -28,6 +28,8 @@ from av.audio.stream import AudioStream
 from av.error import FFmpegError
 from numpy.typing import NDArray
 
+from plugin.listening import portaudio
+
 if TYPE_CHECKING:
     import sounddevice
 
@@ -140,17 +142,6 @@ def read_sound(path: Path) -> Samples:
     return np.concatenate([np.zeros(lead, np.int16), *parts])
 
 
-def _devices() -> Any:
-    """sounddevice, or one sentence."""
-    try:
-        import sounddevice
-    except ModuleNotFoundError as error:
-        raise VoiceError("the voice needs one more part: pip install 'understudy[voice]'") from error
-    except OSError as error:
-        raise VoiceError("the voice needs the PortAudio library: sudo apt install libportaudio2") from error
-    return sounddevice
-
-
 def _started(devices: Any, kind: Callable[..., Any], callback: Callable[..., None], what: str) -> Any:
     """A stream of the default device, at work. Raises `VoiceError`."""
     try:
@@ -169,7 +160,7 @@ class Microphone(MediaStreamTrack):
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__()
-        devices = _devices()
+        devices = portaudio(VoiceError)
         self._clock = clock
         self._feeds = asyncio.get_running_loop()
         self._heard: asyncio.Queue[AudioFrame | None] = asyncio.Queue()
@@ -261,7 +252,7 @@ class Loudspeaker:
     """Plays a timeline on the default output. Raises `VoiceError` when there is none."""
 
     def __init__(self, timeline: Timeline, clock: Callable[[], float] = time.monotonic) -> None:
-        devices = _devices()
+        devices = portaudio(VoiceError)
         self._timeline, self._clock = timeline, clock
         self._stream: sounddevice.OutputStream = _started(devices, devices.OutputStream, self._play, "loudspeaker")
 

@@ -64,14 +64,14 @@ class LiveMicrophone(Protocol):
     def close(self) -> None: ...
 
 
-def _portaudio() -> Any:
-    """sounddevice; raises `MicrophoneLostError`."""
+def portaudio(failure: type[Exception]) -> Any:
+    """sounddevice; raises `failure` with one sentence where it cannot be had."""
     try:
         import sounddevice
     except ModuleNotFoundError as error:
-        raise MicrophoneLostError("hearing you needs one more part: pip install 'understudy[voice]'") from error
+        raise failure("sound needs one more part: pip install 'understudy[voice]'") from error
     except OSError as error:
-        raise MicrophoneLostError("hearing you needs the PortAudio library: sudo apt install libportaudio2") from error
+        raise failure("sound needs the PortAudio library: sudo apt install libportaudio2") from error
     return sounddevice
 
 
@@ -90,7 +90,7 @@ class Microphone:
 
     def open(self) -> None:
         self.close()
-        devices = _portaudio()
+        devices = portaudio(MicrophoneLostError)
         try:
             # PortAudio lists devices once: only so is one found that was plugged in later.
             devices._terminate()
