@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import fractions
+import gc
 import re
 import socket
 import struct
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -481,9 +482,17 @@ def test_an_offer_that_cannot_be_is_one_sentence(how: str) -> None:
     run(scene())
 
 
+@pytest.fixture
+def collected() -> Iterator[None]:
+    """aiortc may leave a socket open where a description broke off its work: it is collected here, in no other test."""
+    yield
+    gc.collect()
+
+
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
 @settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.data())
-def test_a_mutilated_offer_is_answered_or_refused(data: st.DataObject) -> None:
+@given(data=st.data())
+def test_a_mutilated_offer_is_answered_or_refused(data: st.DataObject, collected: None) -> None:
     async def scene() -> None:
         receiver, sender = Transport(receive_only=True), Transport()
         lines = (await receiver.offer()).split("\r\n")
