@@ -338,17 +338,11 @@ class Brief:
 
 
 @dataclass(frozen=True, slots=True)
-class Conditioning:
-    """What one frame of the generator is drawn from."""
+class Conditioning(Brief):
+    """All that one frame of the generator is drawn from."""
 
-    raster: NDArray[np.uint8]
-    """`[128, 128, 3]`."""
     grids: Floats
     """`[MAP_COUNT + DETAIL_COUNT, 64, 64, 2]`: where each map looks, crop units of its own reference."""
-    tile: NDArray[np.uint8]
-    """`[64, 64]`: which of the four references slot B looks into (1 to 3)."""
-    detail: Floats
-    """`[64, 64]`: how much slot B may say, 0 to 1; up to 2 where it is to be believed before slot A (`trust`)."""
 
 
 def trust(target: dict[str, Floats], slot_a: dict[str, Floats], chosen: Sequence[dict[str, Floats]]) -> Floats:
@@ -392,4 +386,4 @@ def condition(target: Floats, references: Floats, fade: Floats, trust: Floats | 
         grids[MAP_COUNT][own] = GRID[own] @ head[reference, :, :2].T + head[reference, :, 2]
         grids[MAP_COUNT + 1][own] = mesh[reference, 0][own]
         grids[MAP_COUNT + 2][own] = mesh[reference, 1][own]
-    return Conditioning(told.raster, grids, told.tile, told.detail)
+    return Conditioning(told.raster, told.maps, told.weights, told.tile, told.detail, grids)

@@ -4,7 +4,7 @@
 
 - The person's numbers are constants, and what is not asked for is cut away.
 - The dense maps are laid out here (`engine.geometry.mesh_flows`, as products of matrices), so that landmarks go up
-  and no maps: 73 kB a frame instead of 0.6 MB.
+  and no maps: 76 kB a frame instead of 0.6 MB.
 - All references of the avatar lie on the card, above each other in one tall picture per kind; which four of them serve
   is an input of four numbers (`chosen`). A change of reference copies nothing: it moves where the samples are taken.
 - At sizes above the network's own the photos are warped here too, as `engine.renderer` does it on a CPU, so that the
@@ -95,11 +95,11 @@ def card_graph(model: Path, constants: Tensors, references: int, size_px: int, p
 
 
 def _grids(graph: _Graph, references: int) -> str:
-    """`grids` of `engine.geometry.condition` from `target`, `points`, `maps` and `tile`."""
+    """`grids` of `engine.geometry.condition` from `target`, `points`, `maps`, `weights` and `tile`."""
     cells, count = GRID_PX * GRID_PX, POINT_COUNT
     graph.add_input("target", "f32", (count, 2))
     graph.add_input("points", "f32", (references, count, 2))
-    graph.add_input("maps", "f32", (AFFINE_COUNT + DETAIL_COUNT, 2, 3))
+    graph.add_input("maps", "f32", (AFFINE_COUNT + _TILES - 1, 2, 3))
     graph.add_input("weights", "f32", (count,))
 
     def shaped(tensor: str, *shape: int) -> str:
@@ -112,9 +112,8 @@ def _grids(graph: _Graph, references: int) -> str:
         products = [graph.op("Mul", side, column) for side, column in zip(sides, columns[:2], strict=True)]
         return graph.op("Add", graph.op("Add", *products), columns[2])
 
-    heads = graph.op(
-        "Concat", graph.part("maps", 0, 0, 1), graph.part("maps", 0, AFFINE_COUNT, AFFINE_COUNT + 3), axis=0
-    )
+    own_heads = graph.part("maps", 0, AFFINE_COUNT, AFFINE_COUNT + _TILES - 1)
+    heads = graph.op("Concat", graph.part("maps", 0, 0, 1), own_heads, axis=0)
     grid = graph.constant(GRID.reshape(1, cells, 2))
     affine, similar = mapped(graph.part("maps", 0, 0, AFFINE_COUNT), AFFINE_COUNT, grid), mapped(heads, _TILES, grid)
 

@@ -17,12 +17,12 @@ from pathlib import Path
 import numpy as np
 
 from engine import avatar as avatars
+from engine import geometry, references
 from engine.backends import Tensors, UnavailableError, card_graph
 from engine.backends.cuda import INSTALL
 from engine.backends.engine_file import EngineFileError, Key, load, read_key, save
 from engine.backends.tensorrt import PORTABLE, Flavour, build
 from engine.base import Base, file_sha256
-from engine.references import side_px
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +63,6 @@ class Wanted:
             "graph": file_sha256(self.base.generator),
             "program": _program_sha256(),
             "size": self.size_px,
-            "photos beyond their sides": side_px(self.size_px),
             "precision": self.precision,
             "TensorRT": flavour.described,
             "target": target,
@@ -84,7 +83,8 @@ class Wanted:
 
 @functools.cache
 def _program_sha256() -> str:
-    return file_sha256(Path(card_graph.__file__))
+    """Of the code that makes the graph, and of what it takes its constants from."""
+    return " ".join(file_sha256(Path(str(one.__file__))) for one in (card_graph, geometry, references))
 
 
 @dataclass(frozen=True, slots=True)
